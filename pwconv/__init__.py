@@ -1,0 +1,20 @@
+"""Pointwise (1x1) convolutions on CPUs: exact, fast, on NumPy arrays."""
+
+__version__ = "0.1.0"
+
+from pwconv import reference
+from pwconv.functional import pointwise_conv, verify
+from pwconv.layers import PointwiseConv
+from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
+
+__all__ = [
+    "PointwiseConv",
+    "__version__",
+    "config",
+    "get_num_threads",
+    "pointwise_conv",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "verify",
+]

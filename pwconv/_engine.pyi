@@ -1,0 +1,62 @@
+"""The compiled engine, as far as Python sees it."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwconv.arguments import ActivationLike, Spec, StrideLike
+
+class Layer:
+    def __new__(cls, matrix: NDArray[np.float32], bias: NDArray[np.float32] | None, spec: Spec) -> Self: ...
+    @property
+    def matrix(self) -> NDArray[np.float32]: ...
+    @property
+    def bias1d(self) -> NDArray[np.float32] | None: ...
+    @property
+    def spec(self) -> Spec: ...
+    def __call__(
+        self,
+        x: Any,
+        *,
+        input_scale: Any = None,
+        input_shift: Any = None,
+        output_scale: Any = None,
+        residual: Any = None,
+        out: Any = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float32]: ...
+    def plan(self, shape: tuple[int, ...]) -> object: ...
+
+def pointwise_conv(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: StrideLike,
+    groups: int,
+    layout: str,
+    out_layout: str | None,
+    weight_layout: str,
+    input_scale: Any,
+    input_shift: Any,
+    input_activation: ActivationLike,
+    output_scale: Any,
+    residual: Any,
+    activation: ActivationLike,
+    out: Any,
+    precision: str,
+    num_threads: int | None,
+    backend: str,
+    /,
+) -> NDArray[np.float32]: ...
+def isa_built() -> tuple[str, ...]: ...
+def isa_supported() -> tuple[str, ...]: ...
+def isa_active() -> str: ...
+def set_isa(name: str) -> None: ...
+def set_thread_setting(n: int) -> None: ...
+def get_threads() -> int: ...
+def openmp() -> dict[str, Any]: ...
+def compiler() -> str: ...
+def caches() -> dict[str, int]: ...
+def fma_peak(isa: str, seconds: float) -> float: ...
+def bandwidth(isa: str, kind: str, nbytes: int, seconds: float) -> float: ...

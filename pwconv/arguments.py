@@ -1,0 +1,457 @@
+"""Every public argument is parsed, checked and explained here, once, for both backends.
+
+The compiled engine takes plain good calls by itself. It comes here when a layer is made, and when a call is not in
+the simplest form: the functions below then either return that form or raise what the user reads.
+"""
+
+import math
+import numbers
+import operator
+import string
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.exceptions import TooHardError
+from numpy.typing import NDArray
+
+from pwconv import runtime
+
+Float32Array: TypeAlias = NDArray[np.float32]
+ActivationLike: TypeAlias = str | tuple[str | float, ...] | None
+StrideLike: TypeAlias = int | Sequence[int]
+
+NAMED_LAYOUTS = ("channels_first", "channels_last")
+WEIGHT_LAYOUTS = ("OI", "IO")
+PRECISIONS = ("highest", "high", "medium")
+BACKENDS = ("auto", "native", "numpy")
+
+
+class Activation(NamedTuple):
+    """An activation function as the kernels know it: a code and up to two parameters."""
+
+    code: int
+    low: float = 0.0
+    high: float = 0.0
+
+
+class Spec(NamedTuple):
+    """What a constructor was told, parsed. It holds no array and is hashable."""
+
+    stride: int | tuple[int, ...]
+    groups: int
+    layout: str
+    out_layout: str | None
+    weight_layout: str
+    input_activation: Activation
+    activation: Activation
+    precision: str
+    backend: str
+
+
+class Call(NamedTuple):
+    """A checked call: float32 arrays of the right shapes, nothing left to the rank of `x`."""
+
+    x: Float32Array
+    layout: str
+    out_layout: str
+    stride: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    input_scale: Float32Array | None
+    input_shift: Float32Array | None
+    output_scale: Float32Array | None
+    residual: Float32Array | None
+    out: Float32Array | None
+    num_threads: int | None
+
+
+# Constructor arguments ------------------------------------------------------------------------------------------------
+
+NO_ACTIVATION = Activation(0)
+CLIP, LEAKY_RELU, SIGMOID, TANH, SILU, GELU, GELU_TANH, HARDSIGMOID, HARDSWISH = range(1, 10)
+ACTIVATIONS = {
+    "relu": Activation(CLIP, 0.0, math.inf),
+    "relu6": Activation(CLIP, 0.0, 6.0),
+    "leaky_relu": Activation(LEAKY_RELU, 0.01),
+    "sigmoid": Activation(SIGMOID),
+    "tanh": Activation(TANH),
+    "silu": Activation(SILU),
+    "gelu": Activation(GELU),
+    "gelu_tanh": Activation(GELU_TANH),
+    "hardsigmoid": Activation(HARDSIGMOID),
+    "hardswish": Activation(HARDSWISH),
+}
+_ACTIVATION_FORMS = f"None, {', '.join(map(repr, ACTIVATIONS))}, ('leaky_relu', slope) or ('clip', lo, hi)"
+
+
+def parse_spec(
+    *,
+    stride: StrideLike,
+    groups: int,
+    layout: str,
+    out_layout: str | None,
+    weight_layout: str,
+    input_activation: ActivationLike,
+    activation: ActivationLike,
+    precision: str,
+    backend: str,
+) -> Spec:
+    """Parse the constructor arguments of `pwconv.PointwiseConv`; everything that needs no array is checked."""
+    spec = Spec(
+        stride=_parse_stride(stride),
+        groups=positive_int(groups, "groups"),
+        layout=_parse_layout(layout),
+        out_layout=None if out_layout is None else _string(out_layout, "out_layout"),
+        weight_layout=_choice(weight_layout, "weight_layout", WEIGHT_LAYOUTS),
+        input_activation=parse_activation(input_activation, "input_activation"),
+        activation=parse_activation(activation, "activation"),
+        precision=_choice(precision, "precision", PRECISIONS),
+        backend=runtime.resolve_backend(_choice(backend, "backend", BACKENDS)),
+    )
+    if spec.layout not in NAMED_LAYOUTS:
+        _resolve_rank(spec, len(spec.layout))
+    return spec
+
+
+def parse_activation(value: ActivationLike, name: str) -> Activation:
+    """Parse an activation: None, a name, or a tuple of a name and its parameters."""
+    if value is None:
+        return NO_ACTIVATION
+    function, *parameters = value if isinstance(value, tuple) and value else (value,)
+    if not isinstance(function, str):
+        raise TypeError(f"{name} must be {_ACTIVATION_FORMS}, got {_kind(value)}")
+    if function in ACTIVATIONS and not parameters:
+        return ACTIVATIONS[function]
+    if function == "leaky_relu" and len(parameters) == 1:
+        slope = _real(parameters[0], f"the slope of {name}")
+        if not abs(slope) <= np.finfo(np.float32).max:
+            raise ValueError(f"the slope of {name} must be finite in float32, got {slope}")
+        return Activation(LEAKY_RELU, slope)
+    if function == "clip" and len(parameters) == 2:
+        low, high = (_real(bound, f"a bound of {name}") for bound in parameters)
+        if not low <= high:
+            raise ValueError(f"{name} ('clip', lo, hi) needs lo <= hi, got lo={low}, hi={high}")
+        return Activation(CLIP, low, high)
+    raise ValueError(f"{name} must be {_ACTIVATION_FORMS}, got {function!r} with {len(parameters)} parameters")
+
+
+def positive_int(value: Any, name: str) -> int:
+    """Return an integer of at least 1 that fits 64 bits; a bool is not a number here."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer, got {_kind(value)}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {_kind(value)}") from None
+    if not 1 <= number <= sys.maxsize:
+        raise ValueError(f"{name} must be at least 1 and fit 64 bits, got {number}")
+    return number
+
+
+def _parse_stride(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(positive_int(step, f"stride[{axis}]") for axis, step in enumerate(value))
+    return positive_int(value, "stride")
+
+
+def _parse_layout(value: Any) -> str:
+    layout = _string(value, "layout")
+    letters_are_good = (
+        set(layout) <= set(string.ascii_uppercase)
+        and len(set(layout)) == len(layout)
+        and "C" in layout
+        and layout.find("N") <= 0
+    )
+    if layout not in NAMED_LAYOUTS and not letters_are_good:
+        raise ValueError(
+            "layout must name every axis of x by a capital letter of its own (C once, N at most once and first, "
+            f"the others spatial) or be 'channels_first' or 'channels_last', got {layout!r}"
+        )
+    return layout
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {_kind(value)}")
+    return str(value)
+
+
+def _choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    choice = _string(value, name)
+    if choice not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}")
+    return choice
+
+
+def _real(value: Any, name: str) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {_kind(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float, got an integer beyond it") from None
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+# Weights and bias -----------------------------------------------------------------------------------------------------
+
+
+def weight_matrix(weight: Any, spec: Spec) -> Float32Array:
+    """View a kernel as its matrix of shape (C_out, C_in // groups), with whatever strides it has."""
+    array = float32_array(weight, "weight")
+    if spec.weight_layout == "OI":
+        expected, matrix_shape, ones = "(C_out, C_in // groups, 1, ...)", array.shape[:2], array.shape[2:]
+    else:
+        expected, matrix_shape, ones = "(..., 1, C_in // groups, C_out)", array.shape[-2:], array.shape[:-2]
+    if array.ndim < 2 or any(length != 1 for length in ones):
+        raise ValueError(
+            f"weight must have shape {expected} for weight_layout={spec.weight_layout!r}, with any number of axes of "
+            f"length 1, got shape {array.shape}"
+        )
+    matrix = array.reshape(matrix_shape)
+    if spec.weight_layout == "IO":
+        matrix = matrix.T
+    if len(matrix) % spec.groups:
+        raise ValueError(
+            f"groups must divide the output channels of weight, got groups={spec.groups}, C_out={len(matrix)}"
+        )
+    return matrix
+
+
+def bias_vector(bias: Any, out_channels: int) -> Float32Array | None:
+    """Return the bias as a contiguous vector of shape (C_out,)."""
+    if bias is None:
+        return None
+    array = float32_array(bias, "bias")
+    if array.shape != (out_channels,):
+        raise ValueError(f"bias must have shape (C_out,) = ({out_channels},), got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+# Calls ----------------------------------------------------------------------------------------------------------------
+
+
+def check_call(
+    spec: Spec,
+    weight_shape: tuple[int, int],
+    x: Any,
+    input_scale: Any = None,
+    input_shift: Any = None,
+    output_scale: Any = None,
+    residual: Any = None,
+    out: Any = None,
+    num_threads: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+) -> Call:
+    """Check a call of a layer whose matrix has `weight_shape`.
+
+    `weight` and `bias` are the caller's own arrays where the call reads them in place (the function form); `out` may
+    not share memory with them.
+
+    Raises TypeError for types and dtypes, ValueError for shapes, layouts and overlaps, MemoryError for a result that
+    no address space can hold. Each names the argument, what was expected, and what came.
+    """
+    array = float32_array(x, "x")
+    layout, out_layout, stride = _resolve_rank(spec, array.ndim)
+    out_channels, in_channels = weight_shape[0], weight_shape[1] * spec.groups
+
+    sizes = dict(zip(layout, array.shape, strict=True))
+    if sizes["C"] != in_channels:
+        raise ValueError(
+            f"x must have {in_channels} channels on axis {layout.index('C')} of layout {layout!r}, "
+            f"as weight and groups={spec.groups} say, got shape {array.shape}"
+        )
+    sizes["C"] = out_channels
+    for letter, step in zip(_spatial(layout), stride, strict=True):
+        sizes[letter] = -(-sizes[letter] // step)
+    out_shape = tuple(sizes[letter] for letter in out_layout)
+    batch = sizes.get("N", 1)
+
+    call = Call(
+        x=array,
+        layout=layout,
+        out_layout=out_layout,
+        stride=stride,
+        out_shape=out_shape,
+        input_scale=_per_channel(input_scale, "input_scale", batch, in_channels),
+        input_shift=_per_channel(input_shift, "input_shift", batch, in_channels),
+        output_scale=_per_channel(output_scale, "output_scale", batch, out_channels),
+        residual=None if residual is None else _shaped(residual, "residual", out_layout, out_shape),
+        out=None if out is None else _shaped(out, "out", out_layout, out_shape),
+        num_threads=None if num_threads is None else positive_int(num_threads, "num_threads"),
+    )
+    if call.out is None:
+        if math.prod(out_shape) > sys.maxsize // array.itemsize:
+            raise MemoryError(f"a result of shape {out_shape} does not fit into memory")
+    else:
+        _check_out(call.out, out)
+        readable = {
+            "x": array,
+            "weight": weight,
+            "bias": bias,
+            "input_scale": input_scale,
+            "input_shift": input_shift,
+            "output_scale": output_scale,
+            "residual": None if call.residual is None or _same_elements(call.out, call.residual) else call.residual,
+        }
+        for name, other in readable.items():
+            if other is not None and _share_memory(call.out, _array(other, name)):
+                raise ValueError(f"out must not share memory with {name}")
+    return call
+
+
+def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any) -> Call:
+    """Check a call by the shape of `x` alone; the returned call holds an array of that shape without memory."""
+    if not isinstance(shape, list | tuple):
+        raise TypeError(f"shape must be a tuple of integers, got {_kind(shape)}")
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of integers, got {shape!r}") from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape must not be negative, got {sizes}")
+    return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes))
+
+
+def _resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
+    """Return layout letters, result letters and one stride per spatial axis for an `x` with `ndim` axes."""
+    layout, out_layout, stride = spec.layout, spec.out_layout, spec.stride
+    if layout in NAMED_LAYOUTS:
+        if not 2 <= ndim <= 2 + len(_SPATIAL_LETTERS):
+            raise ValueError(f"x must have a batch and a channel axis for layout={layout!r}, got {ndim} axes")
+        layout = _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[len(_SPATIAL_LETTERS) + 2 - ndim :])
+    elif ndim != len(layout):
+        raise ValueError(f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}")
+    spatial = _spatial(layout)
+
+    if out_layout is None:
+        out_layout = layout
+    elif out_layout in NAMED_LAYOUTS:
+        out_layout = _named_layout(out_layout, "N" if "N" in layout else "", spatial)
+    elif sorted(out_layout) != sorted(layout):
+        raise ValueError(
+            f"out_layout must be a permutation of the letters of layout {layout!r}, 'channels_first' or "
+            f"'channels_last', got {out_layout!r}"
+        )
+
+    if isinstance(stride, int):
+        stride = (stride,) * len(spatial)
+    elif len(stride) != len(spatial):
+        raise ValueError(
+            f"stride must be an int or hold one per spatial axis of layout {layout!r} ({len(spatial)}), got {stride}"
+        )
+    return layout, out_layout, stride
+
+
+# A named layout takes the last letters, so that four axes are N, C, H, W in some order. (Three are N, C, L.)
+_SPATIAL_LETTERS = "ABEFGIJKLMOPQRSTUVXYZDHW"
+
+
+def _named_layout(name: str, batch: str, spatial: str) -> str:
+    return f"{batch}C{spatial}" if name == "channels_first" else f"{batch}{spatial}C"
+
+
+def _spatial(layout: str) -> str:
+    return "".join(letter for letter in layout if letter not in "NC")
+
+
+def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Array | None:
+    if value is None:
+        return None
+    array = float32_array(value, name)
+    if array.shape not in ((channels,), (batch, channels)):
+        raise ValueError(f"{name} must have shape ({channels},) or ({batch}, {channels}), got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _shaped(value: Any, name: str, layout: str, shape: tuple[int, ...]) -> Float32Array:
+    array = float32_array(value, name)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} (layout {layout!r}), got {array.shape}")
+    return array
+
+
+def _check_out(array: Float32Array, given: Any) -> None:
+    # An object's __array__ may hand out a copy each time: what is written there would be lost.
+    if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, _array(given, "out")):
+        raise TypeError(f"out must be an array whose memory NumPy can share, got {_kind(given)}")
+    if not array.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    if _overlaps_itself(array):
+        raise ValueError(
+            f"out must reach every element once, got shape {array.shape} with strides {array.strides} in bytes"
+        )
+
+
+# Arrays and their memory ----------------------------------------------------------------------------------------------
+
+
+def float32_array(value: Any, name: str) -> Float32Array:
+    """View `value` as a float32 array; nothing is copied or converted."""
+    array = _array(value, name)
+    if array.dtype != np.float32:
+        advice = "" if name == "out" else f": convert it with {name}.astype(numpy.float32)"
+        raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
+    return array
+
+
+def _array(value: Any, name: str) -> NDArray[Any]:
+    """Return `value` as a base-class array over the same memory."""
+    # type() and not isinstance(): an object may pretend to be an array by its __class__.
+    if not issubclass(type(value), np.ndarray):
+        if isinstance(value, list | tuple):
+            raise TypeError(f"{name} must be a float32 array, got {_kind(value)}")
+        if getattr(value, "requires_grad", False):
+            raise TypeError(f"{name} must be a float32 array, got one that records gradients: use {name}.detach()")
+        if not any(hasattr(value, attribute) for attribute in ("__array__", "__array_interface__", "__array_struct__")):
+            return _array_from_export(value, name)
+    return np.asarray(value)
+
+
+def _array_from_export(value: Any, name: str) -> NDArray[Any]:
+    try:
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+        return np.asarray(memoryview(value))
+    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} must be a float32 array, got {_kind(value)} ({error})") from error
+
+
+def _same_elements(a: Float32Array, b: Float32Array) -> bool:
+    """Whether two arrays of one shape hold the same elements in the same places."""
+    strides = ((s, t) for length, s, t in zip(a.shape, a.strides, b.strides, strict=True) if length > 1)
+    return a.__array_interface__["data"][0] == b.__array_interface__["data"][0] and all(s == t for s, t in strides)
+
+
+def _share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays have a byte in common; what would take too long to find out counts as yes."""
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # any bound is fine
+    except TooHardError:
+        return True
+
+
+def _overlaps_itself(array: Float32Array) -> bool:
+    """Whether two indices reach a common byte."""
+    if array.size < 2:
+        return False
+    axes = sorted(
+        (abs(stride), length) for stride, length in zip(array.strides, array.shape, strict=True) if length > 1
+    )
+    reach, nested = array.itemsize, True
+    for stride, length in axes:
+        nested &= stride >= reach
+        reach += (length - 1) * stride
+    if nested:  # each axis steps over all that the faster ones reach: slices and transposes of ordinary arrays
+        return False
+    if array.nbytes > reach:
+        return True
+    offsets = np.zeros(1, np.intp)
+    for stride, length in axes:
+        offsets = np.add.outer(np.arange(length, dtype=np.intp) * stride, offsets).ravel()
+    return bool((np.diff(np.sort(offsets)) < array.itemsize).any())

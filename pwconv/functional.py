@@ -1,0 +1,192 @@
+"""The operation as a function, and its comparison with NumPy."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwconv import reference, runtime
+from pwconv.arguments import ActivationLike, Float32Array, StrideLike
+from pwconv.layers import PointwiseConv
+
+
+def pointwise_conv(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: StrideLike = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    out_layout: str | None = None,
+    weight_layout: str = "OI",
+    input_scale: Any = None,
+    input_shift: Any = None,
+    input_activation: ActivationLike = None,
+    output_scale: Any = None,
+    residual: Any = None,
+    activation: ActivationLike = None,
+    out: Any = None,
+    precision: str = "highest",
+    num_threads: int | None = None,
+    backend: str = "auto",
+) -> Float32Array:
+    """Compute a pointwise (1x1) convolution: one matrix product over the channels of every pixel.
+
+    With i an input channel, o an output channel and p a pixel of image n::
+
+        y[n, o, p] = activation(output_scale[n, o] * (sum_i weight[o, i] * u[n, i, p] + bias[o]) + residual[n, o, p])
+        u[n, i, p] = input_activation(input_scale[n, i] * x[n, i, p] + input_shift[n, i])
+
+    Arrays are float32 NumPy arrays with any strides, or objects that NumPy views as such without a copy. Nothing is
+    written to except `out`.
+
+    Parameters
+    ----------
+    x : float32, one axis per letter of `layout`.
+    weight : float32, shape (C_out, C_in // groups), with any trailing axes of length 1 (PyTorch, ONNX).
+    bias : float32, shape (C_out,).
+    stride : int, or one per spatial axis in the order of `layout`. Every stride-th pixel is computed, from the first.
+    groups : int that divides both channel counts; each group of outputs sees its own group of inputs.
+    layout : "NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NCDHW", "NDHWC", "NC" or the like: a letter per axis, C once,
+        N at most once and first, the others spatial. "channels_first" is N C ..., "channels_last" is N ... C.
+    out_layout : a permutation of those letters for the result; `layout` if None.
+    weight_layout : "OI", or "IO" for a weight of shape (C_in // groups, C_out) with leading axes of length 1 (Keras).
+    input_scale, input_shift : float32, shape (C_in,) or (N, C_in).
+    input_activation, activation : None, "relu", "relu6", "leaky_relu" (slope 0.01), "sigmoid", "tanh", "silu", "gelu"
+        (the erf form), "gelu_tanh", "hardsigmoid", "hardswish", ("leaky_relu", slope) or ("clip", lo, hi).
+    output_scale : float32, shape (C_out,) or (N, C_out).
+    residual : float32, shape of the result; may be `out` itself.
+    out : float32, shape of the result, receives it and is returned. Its memory is not that of another argument.
+    precision : "highest" is float32; "high" (about float32, from bfloat16 pieces) and "medium" (bfloat16) permit less.
+    num_threads : int; None leaves it to `pwconv.set_num_threads` and the environment.
+    backend : "native", "numpy" or "auto".
+
+    Returns
+    -------
+    float32 array in the order of `out_layout`, C-contiguous, its spatial sizes ceil(size / stride); or `out`.
+
+    Raises
+    ------
+    TypeError for wrong types and dtypes; ValueError for wrong shapes, layouts, names and overlaps; MemoryError.
+
+    Notes
+    -----
+    The sum runs over blocks of 256 input channels (counted inside a group). Each block is one chain of fused
+    multiply-adds from +0 in channel order, and the block sums are added in ascending order. So results are the same
+    bit for bit, whatever the threads, layout, batch, view or instruction set with FMA.
+
+    The 1x1 convolution is from Lin, Chen and Yan, "Network In Network" (2013). gelu is v Phi(v), gelu_tanh its
+    approximation by tanh (Hendrycks and Gimpel, 2016); hardsigmoid is clip(v / 6 + 1/2, 0, 1) and hardswish v times
+    that (Howard et al., "Searching for MobileNetV3", 2019).
+    """
+    compute = _auto if backend == "auto" else _numpy if backend == "numpy" else _native
+    return compute(
+        x,
+        weight,
+        bias,
+        stride,
+        groups,
+        layout,
+        out_layout,
+        weight_layout,
+        input_scale,
+        input_shift,
+        input_activation,
+        output_scale,
+        residual,
+        activation,
+        out,
+        precision,
+        num_threads,
+        backend,
+    )
+
+
+def _numpy(x: Any, weight: Any, bias: Any, *options: Any) -> NDArray[Any]:
+    """Take the arguments as the engine does, all by position."""
+    return reference.pointwise_conv(x, weight, bias, **dict(zip(_OPTIONS, options, strict=True)))
+
+
+_OPTIONS = tuple(inspect.signature(pointwise_conv).parameters)[3:]
+
+# Chosen once, so that a native call costs no look-up. NumPy's twin explains a backend that is missing or unknown.
+_native = _numpy if runtime.engine is None else runtime.engine.pointwise_conv
+_auto = _native if runtime.resolve_backend("auto") == "native" else _numpy
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """How a result compares with NumPy's, and the seconds that both took (the second of two runs)."""
+
+    max_error: float
+    relative_error: float  # to the largest finite value of NumPy's result
+    where: tuple[int, ...] | None  # index of the largest error; None if the result is empty
+    backend: str
+    seconds: float
+    numpy_seconds: float
+
+    def __repr__(self) -> str:
+        place = "in an empty result" if self.where is None else f"at {self.where}"
+        return (
+            f"Verification(largest error {self.max_error:.3g} {place}, {self.relative_error:.3g} of the largest value; "
+            f"{self.backend} {_milliseconds(self.seconds)}, NumPy {_milliseconds(self.numpy_seconds)})"
+        )
+
+
+def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Verification:
+    """Run a layer or `pwconv.pointwise_conv` on `x`, and NumPy's twin in float32, and compare the results.
+
+    Takes what the call itself takes and raises what it raises. Two NaNs are equal, and so are two infinities of one
+    sign; where only one of two values is finite, the error is infinite.
+    """
+    twin, backend = _twin(target, call)
+    without_out = {name: value for name, value in call.items() if name != "out"}
+    # NumPy's turn comes first and leaves `out` alone, since `residual` may be `out`.
+    twin(x, *arguments, **without_out)
+    expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **without_out))
+    target(x, *arguments, **without_out)
+    result, seconds = _timed(lambda: target(x, *arguments, **call))
+    max_error, relative_error, where = _compare(result, expected)
+    return Verification(max_error, relative_error, where, backend, seconds, numpy_seconds)
+
+
+def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., NDArray[Any]], str]:
+    """Return what computes `target` with NumPy, and the backend that `target` itself uses."""
+    if isinstance(target, PointwiseConv):
+        return partial(reference.call_layer, target), target.spec.backend
+    if target is pointwise_conv:
+        return reference.pointwise_conv, runtime.resolve_backend(call.get("backend", "auto"))
+    raise TypeError(f"verify takes a PointwiseConv or pwconv.pointwise_conv, got {type(target).__name__}")
+
+
+def _timed(run: Callable[[], NDArray[Any]]) -> tuple[NDArray[Any], float]:
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start
+
+
+def _compare(result: Any, expected: NDArray[Any]) -> tuple[float, float, tuple[int, ...] | None]:
+    """Return the largest error, its share of the largest expected value, and its index."""
+    result, expected = np.asarray(result), np.asarray(expected)
+    if not expected.size:
+        return 0.0, 0.0, None
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(np.subtract(result, expected, dtype=np.float64))
+    same = (result == expected) | (np.isnan(result) & np.isnan(expected))
+    errors = np.where(same, 0.0, np.where(np.isnan(errors), np.inf, errors))
+    where = np.unravel_index(np.argmax(errors), errors.shape)
+    largest = float(np.max(np.abs(expected), where=np.isfinite(expected), initial=0.0))
+    max_error = float(errors[where])
+    relative_error = max_error / largest if largest else (math.inf if max_error else 0.0)
+    return max_error, relative_error, tuple(int(index) for index in where)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,149 @@
+"""Layers: operations that keep their weights, packed once."""
+
+import inspect
+import pickle
+import zlib
+from typing import Any, Self
+
+from pwconv import reference, runtime
+from pwconv.arguments import (
+    ActivationLike,
+    Float32Array,
+    Spec,
+    StrideLike,
+    bias_vector,
+    float32_array,
+    parse_spec,
+    weight_matrix,
+)
+
+_Layer: Any = reference.Layer if runtime.engine is None else runtime.engine.Layer
+
+
+class PointwiseConv(_Layer):
+    """A pointwise (1x1) convolution that packs its weights once.
+
+    Called as `layer(x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,
+    num_threads=None)`, it computes what `pwconv.pointwise_conv` defines, with the same bits, dtypes and errors.
+
+    A layer is immutable: it copies its weights, and its attributes can only be read. It may be called from many threads
+    at once, and pickled (the weights travel once, packing is redone).
+
+    Parameters
+    ----------
+    weight : float32, shape (C_out, C_in // groups), trailing axes of length 1 allowed; or, with `weight_layout="IO"`,
+        (C_in // groups, C_out), leading axes of length 1 allowed.
+    bias : float32, shape (C_out,), or None.
+    stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
+        as in `pwconv.pointwise_conv`.
+
+    Attributes
+    ----------
+    in_channels, out_channels : int
+    weight, bias : read-only float32 arrays of the shapes that were given; `bias` may be None.
+    stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
+        as they were given.
+
+    Raises
+    ------
+    TypeError for wrong types and dtypes, ValueError for wrong shapes, layouts and names.
+    """
+
+    __slots__ = ("bias", "in_channels", "out_channels", "weight", *Spec._fields)
+
+    in_channels: int
+    out_channels: int
+    weight: Float32Array
+    bias: Float32Array | None
+    stride: int | tuple[int, ...]
+    groups: int
+    layout: str
+    out_layout: str | None
+    weight_layout: str
+    input_activation: ActivationLike
+    activation: ActivationLike
+    precision: str
+    backend: str
+
+    def __new__(
+        cls,
+        weight: Any,
+        bias: Any = None,
+        *,
+        stride: StrideLike = 1,
+        groups: int = 1,
+        layout: str = "NCHW",
+        out_layout: str | None = None,
+        weight_layout: str = "OI",
+        input_activation: ActivationLike = None,
+        activation: ActivationLike = None,
+        precision: str = "highest",
+        backend: str = "auto",
+    ) -> Self:
+        spec = parse_spec(
+            stride=stride,
+            groups=groups,
+            layout=layout,
+            out_layout=out_layout,
+            weight_layout=weight_layout,
+            input_activation=input_activation,
+            activation=activation,
+            precision=precision,
+            backend=backend,
+        )
+        weight = float32_array(weight, "weight")
+        matrix = weight_matrix(weight, spec)
+        layer = super().__new__(cls, matrix, bias_vector(bias, len(matrix)), spec)
+
+        own_weight = layer.matrix if spec.weight_layout == "OI" else layer.matrix.T
+        attributes = spec._asdict() | {
+            "weight": own_weight.reshape(weight.shape),
+            "bias": layer.bias1d,
+            "in_channels": matrix.shape[1] * spec.groups,
+            "out_channels": len(matrix),
+            "input_activation": input_activation,
+            "activation": activation,
+            "backend": backend,
+        }
+        for name, value in attributes.items():
+            object.__setattr__(layer, name, value)
+        return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be deleted")
+
+    def __repr__(self) -> str:
+        shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]
+        if self.bias is None:
+            shown.append("bias=False")
+        defaults = inspect.signature(PointwiseConv).parameters
+        for name in Spec._fields:
+            if name != "stride" and (value := getattr(self, name)) != defaults[name].default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {name: getattr(self, name) for name in Spec._fields}
+        return _unpickle, (type(self), _checksum(self), self.weight, self.bias, options)
+
+
+def _unpickle(
+    cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, options: dict[str, Any]
+) -> PointwiseConv:
+    layer = cls(weight, bias, **options)
+    if _checksum(layer) != checksum:
+        raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
+    return layer
+
+
+def _checksum(layer: PointwiseConv) -> int:
+    """Add up all that a pickle holds, since a damaged weight is as good a number as any other."""
+    options = [(name, getattr(layer, name)) for name in Spec._fields]
+    checksum = zlib.crc32(repr((layer.weight.shape, layer.bias is None, options)).encode())
+    for array in (layer.matrix, layer.bias):
+        if array is not None:
+            checksum = zlib.crc32(array, checksum)
+    return checksum

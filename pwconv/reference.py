@@ -1,0 +1,233 @@
+"""The NumPy twins of every function and class call, plain enough to be read as the definition.
+
+They compute in float32, or in float64 (`dtype=numpy.float64`) for a truth to measure against. Sums are NumPy's, so the
+last bits differ from those of the compiled engine; denormal numbers are kept.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pwconv import arguments
+from pwconv.arguments import Activation, ActivationLike, Float32Array, Spec, StrideLike
+
+
+def pointwise_conv(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: StrideLike = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    out_layout: str | None = None,
+    weight_layout: str = "OI",
+    input_scale: Any = None,
+    input_shift: Any = None,
+    input_activation: ActivationLike = None,
+    output_scale: Any = None,
+    residual: Any = None,
+    activation: ActivationLike = None,
+    out: Any = None,
+    precision: str = "highest",
+    num_threads: int | None = None,
+    backend: str = "numpy",
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Compute what `pwconv.pointwise_conv` defines, in `dtype`, which is also the result's unless `out` is given.
+
+    `precision`, `num_threads` and `backend` are checked, but change nothing.
+    """
+    spec = arguments.parse_spec(
+        stride=stride,
+        groups=groups,
+        layout=layout,
+        out_layout=out_layout,
+        weight_layout=weight_layout,
+        input_activation=input_activation,
+        activation=activation,
+        precision=precision,
+        backend=backend,
+    )
+    matrix = arguments.weight_matrix(weight, spec)
+    bias1d = arguments.bias_vector(bias, len(matrix))
+    call = arguments.check_call(
+        spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads, weight, bias
+    )
+    return _compute(spec, matrix, bias1d, call, out, dtype)
+
+
+def call_layer(
+    layer: Any,
+    x: Any,
+    *,
+    input_scale: Any = None,
+    input_shift: Any = None,
+    output_scale: Any = None,
+    residual: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Compute what `layer(x, ...)` defines for a `pwconv.PointwiseConv`, in `dtype`."""
+    spec, matrix = layer.spec, layer.matrix
+    call = arguments.check_call(
+        spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
+    )
+    return _compute(spec, matrix, layer.bias1d, call, out, dtype)
+
+
+class Plan(NamedTuple):
+    """How NumPy computes a layer on an input of one shape."""
+
+    shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    products: int
+    matrix_shape: tuple[int, int]
+    pixels: int
+
+    def __repr__(self) -> str:
+        rows, columns = self.matrix_shape
+        return (
+            f"{self.shape} -> {self.out_shape} with NumPy: "
+            f"{self.products} products of a {rows} x {columns} by a {columns} x {self.pixels} matrix"
+        )
+
+
+def plan_layer(layer: Any, shape: tuple[int, ...]) -> Plan:
+    """Describe how `call_layer` computes a layer on an input of this shape."""
+    spec, matrix = layer.spec, layer.matrix
+    call = arguments.check_shape(spec, matrix.shape, shape)
+    sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
+    pixels = math.prod(size for letter, size in sizes.items() if letter not in "NC")
+    block = (len(matrix) // spec.groups, matrix.shape[1])
+    return Plan(call.x.shape, call.out_shape, sizes.get("N", 1) * spec.groups, block, pixels)
+
+
+class Layer:
+    """What `pwconv.PointwiseConv` is built on when the compiled engine is missing."""
+
+    __slots__ = ("bias1d", "matrix", "spec")
+
+    matrix: Float32Array
+    bias1d: Float32Array | None
+    spec: Spec
+
+    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec) -> Self:
+        layer = super().__new__(cls)
+        # Subclasses forbid assignment.
+        object.__setattr__(layer, "matrix", _read_only_copy(matrix))
+        object.__setattr__(layer, "bias1d", None if bias is None else _read_only_copy(bias))
+        object.__setattr__(layer, "spec", spec)
+        return layer
+
+    __call__ = call_layer
+    plan = plan_layer
+
+
+def _read_only_copy(array: Float32Array) -> Float32Array:
+    copy = np.array(array, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def _compute(
+    spec: Spec, matrix: Float32Array, bias: Float32Array | None, call: arguments.Call, out: Any, dtype: DTypeLike
+) -> NDArray[Any]:
+    """Follow the definition on maps with the axes (N, C, spatial axes in the order of `layout`)."""
+    axes = "NC" + "".join(letter for letter in call.layout if letter not in "NC")
+
+    def per_channel(values: Float32Array) -> Float32Array:
+        return np.atleast_2d(values)[(..., *[np.newaxis] * len(call.stride))]
+
+    with np.errstate(all="ignore"):
+        x = _ordered(call.x, call.layout, axes)
+        x = x[(slice(None), slice(None), *(slice(None, None, step) for step in call.stride))].astype(dtype)
+        if call.input_scale is not None:
+            x = per_channel(call.input_scale) * x
+        if call.input_shift is not None:
+            x = x + per_channel(call.input_shift)
+        x = _activate(spec.input_activation, x)
+
+        batch, _, *pixels = x.shape
+        out_channels, channels = matrix.shape
+        weights = matrix.astype(dtype).reshape(spec.groups, out_channels // spec.groups, channels)
+        x = x.reshape(batch, spec.groups, channels, math.prod(pixels))
+        y = (weights @ x).reshape(batch, out_channels, *pixels)
+
+        if bias is not None:
+            y = y + per_channel(bias)
+        if call.output_scale is not None:
+            y = per_channel(call.output_scale) * y
+        if call.residual is not None:
+            y = y + _ordered(call.residual, call.out_layout, axes)
+        y = _activate(spec.activation, y)
+
+    if "N" not in call.layout:
+        y, axes = y[0], axes[1:]
+    y = y.transpose([axes.index(letter) for letter in call.out_layout])
+    if call.out is None:
+        return np.ascontiguousarray(y)
+    call.out[...] = y
+    return out
+
+
+def _ordered(array: NDArray[Any], layout: str, axes: str) -> NDArray[Any]:
+    """View a map with its axes in another order; a missing batch axis is added."""
+    if "N" not in layout:
+        array, layout = array[np.newaxis], f"N{layout}"
+    return array.transpose([layout.index(letter) for letter in axes])
+
+
+# Activations ----------------------------------------------------------------------------------------------------------
+
+
+def _activate(activation: Activation, v: NDArray[Any]) -> NDArray[Any]:
+    """Apply an activation; at infinities it takes its limits, and NaN stays NaN."""
+    if activation == arguments.NO_ACTIVATION:
+        return v
+    return _FUNCTIONS[activation.code](v, activation.low, activation.high)
+
+
+def _clip(v: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+    return np.minimum(np.maximum(v, low), high)
+
+
+def _sigmoid(v: NDArray[Any]) -> NDArray[Any]:
+    decay = np.exp(-np.abs(v))  # never overflows
+    return np.where(v < 0, decay, 1) / (1 + decay)
+
+
+def _hardsigmoid(v: NDArray[Any]) -> NDArray[Any]:
+    return _clip(v / 6 + 0.5, 0, 1)
+
+
+def _gated(v: NDArray[Any], gate: NDArray[Any]) -> NDArray[Any]:
+    """Return v * gate, where a gate closes faster than v goes to -inf."""
+    return np.where(v == -np.inf, 0, v * gate)
+
+
+def _gelu_gate(v: NDArray[Any]) -> NDArray[Any]:
+    """The normal distribution function; erfc keeps its tail exact where 1 + erf would cancel."""
+    return np.vectorize(math.erfc, otypes=[v.dtype])(v * -math.sqrt(0.5)) / 2
+
+
+def _gelu_tanh_gate(v: NDArray[Any]) -> NDArray[Any]:
+    """(1 + tanh(u)) / 2 = sigmoid(2 u), which does not cancel in the tail."""
+    return _sigmoid(math.sqrt(8 / math.pi) * (v + 0.044715 * v**3))
+
+
+_FUNCTIONS: dict[int, Callable[[NDArray[Any], float, float], NDArray[Any]]] = {
+    arguments.CLIP: _clip,
+    arguments.LEAKY_RELU: lambda v, slope, _: np.where(v < 0, slope * v, v),
+    arguments.SIGMOID: lambda v, *_: _sigmoid(v),
+    arguments.TANH: lambda v, *_: np.tanh(v),
+    arguments.SILU: lambda v, *_: _gated(v, _sigmoid(v)),
+    arguments.GELU: lambda v, *_: _gated(v, _gelu_gate(v)),
+    arguments.GELU_TANH: lambda v, *_: _gated(v, _gelu_tanh_gate(v)),
+    arguments.HARDSIGMOID: lambda v, *_: _hardsigmoid(v),
+    arguments.HARDSWISH: lambda v, *_: _gated(v, _hardsigmoid(v)),
+}

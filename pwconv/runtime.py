@@ -1,0 +1,216 @@
+"""Threads, instruction set, configuration; finds the compiled engine or the fallback."""
+
+import math
+import os
+import platform
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pwconv import __version__
+
+try:
+    import pwconv._engine as engine
+except ImportError as error:
+    engine = None  # type: ignore[assignment]
+    _missing = f"the compiled engine of pwconv cannot be imported ({error})"
+
+# Backend --------------------------------------------------------------------------------------------------------------
+
+
+def resolve_backend(name: str) -> str:
+    """Return the backend ("native" or "numpy") that "auto", "native" or "numpy" stands for here."""
+    if name == "auto":
+        return _default_backend
+    if name == "native" and engine is None:
+        raise ValueError(f"backend 'native' is not available: {_missing}")
+    return name
+
+
+def _find_default_backend() -> str:
+    name = os.environ.get("PWCONV_BACKEND") or "auto"
+    if name not in ("auto", "native", "numpy"):
+        raise ValueError(f"PWCONV_BACKEND must be 'auto', 'native' or 'numpy', got {name!r}")
+    if name != "auto":
+        return resolve_backend(name)
+    if engine is None:
+        warnings.warn(f"{_missing}: NumPy computes instead, slowly", RuntimeWarning, stacklevel=2)
+        return "numpy"
+    return "native"
+
+
+_default_backend = _find_default_backend()
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+class Threads(NamedTuple):
+    """A number of threads and where it comes from."""
+
+    number: int
+    source: str
+
+
+_setting: Threads
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call without `num_threads` may use.
+
+    Raises TypeError if `n` is not an integer and ValueError if it is less than 1.
+    """
+    from pwconv.arguments import positive_int  # which imports this module
+
+    _use(Threads(positive_int(n, "n"), "set_num_threads"))
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call without `num_threads` may use now, OpenMP's current maximum included."""
+    return _threads().number
+
+
+def default_threads(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Threads:
+    """Return the default number of threads: what the affinity mask and the CPU quota of the cgroups allow."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(cgroups, membership)
+    return Threads(max(1, math.floor(quota)), "cgroup quota") if quota < cpus else Threads(cpus, "affinity")
+
+
+def cgroup_quota(cgroups: Path, membership: Path) -> float:
+    """Return how many CPUs the cgroups (v1 and v2) of a process and all their ancestors grant; inf if unlimited.
+
+    `cgroups` is where cgroup file systems are mounted, `membership` the process's list "hierarchy:controllers:path".
+    Inside a container that path may be the host's: what does not exist under the mount point is passed over.
+    """
+    try:
+        memberships = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except (OSError, ValueError):
+        return math.inf
+    quota = math.inf
+    for _, controllers, path in (fields for fields in memberships if len(fields) == 3):
+        if controllers == "":
+            mounts = [cgroups, cgroups / "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = [cgroups / controllers, cgroups / "cpu"]
+        else:
+            continue
+        names = [name for name in path.split("/") if name not in ("", "..")]
+        for mount in mounts:
+            for depth in range(len(names) + 1):
+                quota = min(quota, _quota_of(mount.joinpath(*names[:depth])))
+    return quota
+
+
+def _quota_of(cgroup: Path) -> float:
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            cpus = int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+        if cpus > 0:  # v1 writes -1 for no limit
+            return cpus
+    return math.inf
+
+
+def _use(threads: Threads) -> None:
+    global _setting
+    _setting = threads
+    if engine is not None:
+        engine.set_thread_setting(threads.number)
+
+
+def _threads() -> Threads:
+    if engine is None or (number := engine.get_threads()) >= _setting.number:
+        return _setting
+    return Threads(number, "OpenMP maximum")
+
+
+def _initial_threads() -> Threads:
+    text = os.environ.get("PWCONV_NUM_THREADS")
+    if not text:
+        return default_threads()
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"PWCONV_NUM_THREADS must be a positive integer, got {text!r}")
+    return Threads(int(text), "PWCONV_NUM_THREADS")
+
+
+_use(_initial_threads())
+
+# Instruction set ------------------------------------------------------------------------------------------------------
+
+
+def _limit_isa() -> None:
+    name = os.environ.get("PWCONV_ISA")
+    if not name or engine is None:
+        return
+    supported = engine.isa_supported()
+    if name not in supported:
+        raise ValueError(f"PWCONV_ISA must be one of {', '.join(supported)} on this machine, got {name!r}")
+    engine.set_isa(name)
+
+
+_limit_isa()
+
+# Configuration --------------------------------------------------------------------------------------------------------
+
+
+def config() -> dict[str, Any]:
+    """Return how pwconv was built and what it uses here.
+
+    Keys: `version`, `backend`, `isa` (`built`, `supported`, `active`), `threads`, `threads_from`, `openmp`,
+    `compiler`, `caches` (bytes), `numpy`, `python`, `platform`, `cpu`.
+    """
+    threads = _threads()
+    isa: dict[str, Any] = {"built": (), "supported": (), "active": None}
+    openmp: dict[str, Any] = {"enabled": False, "version": 0, "max_threads": 1}
+    compiler, caches = None, {}
+    if engine is not None:
+        isa = {"built": engine.isa_built(), "supported": engine.isa_supported(), "active": engine.isa_active()}
+        openmp, compiler, caches = engine.openmp(), engine.compiler(), engine.caches()
+    return {
+        "version": __version__,
+        "backend": _default_backend,
+        "isa": isa,
+        "threads": threads.number,
+        "threads_from": threads.source,
+        "openmp": openmp,
+        "compiler": compiler,
+        "caches": caches,
+        "numpy": np.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+    }
+
+
+def show_config() -> None:
+    """Print the configuration, one line each."""
+    for label, value in _rows(config()):
+        print(textwrap.fill(value, width=79, initial_indent=f"{label:<20}", subsequent_indent=" " * 20))
+
+
+def _rows(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        label = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _rows(value, f"{label} ")
+        elif isinstance(value, tuple):
+            yield label, ", ".join(value) or "none"
+        elif prefix == "caches ":
+            yield label, f"{value // 1024} KiB"
+        else:
+            yield label, str(value or "none")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
