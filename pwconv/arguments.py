@@ -110,7 +110,7 @@ def parse_spec(
         backend=runtime.resolve_backend(_choice(backend, "backend", BACKENDS)),
     )
     if spec.layout not in NAMED_LAYOUTS:
-        _resolve_rank(spec, len(spec.layout))
+        resolve_rank(spec, len(spec.layout))
     return spec
 
 
@@ -257,7 +257,7 @@ def check_call(
     no address space can hold. Each names the argument, what was expected, and what came.
     """
     array = float32_array(x, "x")
-    layout, out_layout, stride = _resolve_rank(spec, array.ndim)
+    layout, out_layout, stride = resolve_rank(spec, array.ndim)
     out_channels, in_channels = weight_shape[0], weight_shape[1] * spec.groups
 
     sizes = dict(zip(layout, array.shape, strict=True))
@@ -318,7 +318,7 @@ def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any) -> Call:
     return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes))
 
 
-def _resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
+def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
     """Return layout letters, result letters and one stride per spatial axis for an `x` with `ndim` axes."""
     layout, out_layout, stride = spec.layout, spec.out_layout, spec.stride
     if layout in NAMED_LAYOUTS:

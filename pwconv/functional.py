@@ -122,25 +122,25 @@ _auto = _native if runtime.resolve_backend("auto") == "native" else _numpy
 
 
 @dataclass(frozen=True, repr=False)
-class Verification:
+class Report:
     """How a result compares with NumPy's, and the seconds that both took (the second of two runs)."""
 
     max_error: float
     relative_error: float  # to the largest finite value of NumPy's result
     where: tuple[int, ...] | None  # index of the largest error; None if the result is empty
     backend: str
-    seconds: float
+    native_seconds: float
     numpy_seconds: float
 
     def __repr__(self) -> str:
         place = "in an empty result" if self.where is None else f"at {self.where}"
         return (
-            f"Verification(largest error {self.max_error:.3g} {place}, {self.relative_error:.3g} of the largest value; "
-            f"{self.backend} {_milliseconds(self.seconds)}, NumPy {_milliseconds(self.numpy_seconds)})"
+            f"Report(largest error {self.max_error:.3g} {place}, {self.relative_error:.3g} of the largest value; "
+            f"{self.backend} {_milliseconds(self.native_seconds)}, NumPy {_milliseconds(self.numpy_seconds)})"
         )
 
 
-def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Verification:
+def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
     """Run a layer or `pwconv.pointwise_conv` on `x`, and NumPy's twin in float32, and compare the results.
 
     Takes what the call itself takes and raises what it raises. Two NaNs are equal, and so are two infinities of one
@@ -154,7 +154,7 @@ def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Verification:
     target(x, *arguments, **without_out)
     result, seconds = _timed(lambda: target(x, *arguments, **call))
     max_error, relative_error, where = _compare(result, expected)
-    return Verification(max_error, relative_error, where, backend, seconds, numpy_seconds)
+    return Report(max_error, relative_error, where, backend, seconds, numpy_seconds)
 
 
 def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., NDArray[Any]], str]:

@@ -145,5 +145,5 @@ def _checksum(layer: PointwiseConv) -> int:
     checksum = zlib.crc32(repr((layer.weight.shape, layer.bias is None, options)).encode())
     for array in (layer.matrix, layer.bias):
         if array is not None:
-            checksum = zlib.crc32(array, checksum)
+            checksum = zlib.crc32(array.data, checksum)
     return checksum
