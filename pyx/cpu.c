@@ -1,0 +1,140 @@
+#include "cpu.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <xmmintrin.h>
+
+extern const isa_t pwconv_isa_baseline, pwconv_isa_avx2, pwconv_isa_avx512;
+static const isa_t *const built[] = {&pwconv_isa_baseline, &pwconv_isa_avx2, &pwconv_isa_avx512};
+
+cpu_facts_t pwconv_cpu_facts(void) {
+    cpu_facts_t facts = {0, 0, 0};
+    unsigned a, b, c, d;
+    if (__get_cpuid(1, &a, &b, &c, &d)) facts.leaf1_ecx = c;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) facts.leaf7_ebx = b;
+    if (facts.leaf1_ecx & bit_OSXSAVE) {
+        __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+        facts.xcr0 = (uint64_t)d << 32 | a;
+    }
+    return facts;
+}
+
+/* A register set counts only if the operating system saves it when it switches between threads. */
+int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
+    const uint64_t avx_state = 0x6, avx512_state = 0xe6;
+    const uint32_t avx2_leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA;
+    const uint32_t avx512_leaf7 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    const int avx2 = (facts->leaf1_ecx & avx2_leaf1) == avx2_leaf1 && (facts->leaf7_ebx & bit_AVX2) &&
+                     (facts->xcr0 & avx_state) == avx_state;
+    if (built[index] == &pwconv_isa_avx2) return avx2;
+    if (built[index] == &pwconv_isa_avx512) {
+        return avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 && (facts->xcr0 & avx512_state) == avx512_state;
+    }
+    return 1;
+}
+
+/* The deterministic cache parameters: leaf 4 on Intel, 0x8000001d on AMD, in the same format. */
+size_t pwconv_cache_bytes(int level) {
+    static const unsigned leaves[] = {4, 0x8000001d};
+    for (int i = 0; i < 2; i++) {
+        unsigned a, b, c, d;
+        for (unsigned sub = 0; sub < 16 && __get_cpuid_count(leaves[i], sub, &a, &b, &c, &d) && (a & 31); sub++) {
+            const int instructions = (a & 31) == 2;
+            if ((int)(a >> 5 & 7) != level || instructions) continue;
+            return (size_t)((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * (c + 1);
+        }
+    }
+    return 0;
+}
+
+uint64_t pwconv_float_enter(void) {
+    const unsigned all_masked = 0x1f80, flush_results = 0x8000, denormals_are_zero = 0x40;
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(all_masked | flush_results | denormals_are_zero);
+    return before;
+}
+
+void pwconv_float_leave(uint64_t before) {
+    _mm_setcsr((unsigned)before);
+}
+
+#elif defined(__aarch64__)
+
+extern const isa_t pwconv_isa_neon;
+static const isa_t *const built[] = {&pwconv_isa_neon};
+
+cpu_facts_t pwconv_cpu_facts(void) {
+    return (cpu_facts_t){0, 0, 0};
+}
+
+int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
+    (void)index, (void)facts;
+    return 1; /* NEON belongs to AArch64 */
+}
+
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+
+size_t pwconv_cache_bytes(int level) {
+    static const char *const names[] = {"hw.l1dcachesize", "hw.l2cachesize", "hw.l3cachesize"};
+    size_t bytes = 0, length = sizeof bytes;
+    return sysctlbyname(names[level - 1], &bytes, &length, NULL, 0) == 0 ? bytes : 0;
+}
+#else
+size_t pwconv_cache_bytes(int level) {
+    for (int index = 0; index < 8; index++) {
+        char path[96], kind[16] = "";
+        int found = 0;
+        unsigned long kib = 0;
+        static const char *const facts[] = {"level", "type", "size"};
+        for (int i = 0; i < 3; i++) {
+            snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, facts[i]);
+            FILE *file = fopen(path, "r");
+            if (!file) return 0;
+            const int read = i == 0   ? fscanf(file, "%d", &found)
+                             : i == 1 ? fscanf(file, "%15s", kind)
+                                      : fscanf(file, "%lu", &kib);
+            fclose(file);
+            if (read != 1) return 0;
+        }
+        if (found == level && strcmp(kind, "Instruction") != 0) return kib * 1024;
+    }
+    return 0;
+}
+#endif
+
+uint64_t pwconv_float_enter(void) {
+    uint64_t control, status;
+    __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(control), "=r"(status));
+    const uint64_t flush_to_zero = 1 << 24;
+    __asm__ volatile("msr fpcr, %0" : : "r"(flush_to_zero));
+    return status << 32 | control;
+}
+
+void pwconv_float_leave(uint64_t before) {
+    const uint64_t control = before & 0xffffffff, status = before >> 32;
+    __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(control), "r"(status));
+}
+
+#else
+#error "pwconv knows x86-64 and AArch64"
+#endif
+
+int pwconv_isa_count(void) {
+    return sizeof built / sizeof *built;
+}
+
+const isa_t *pwconv_isa(int index) {
+    return built[index];
+}
+
+const char *pwconv_compiler(void) {
+#if defined(__clang__)
+    return "Clang " __clang_version__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}

@@ -1,0 +1,29 @@
+/* What this CPU and this operating system really support, and the floating-point state that kernels run in. */
+#ifndef PWCONV_CPU_H
+#define PWCONV_CPU_H
+
+#include "isa.h"
+
+/* What CPUID and XGETBV say on x86; unused elsewhere. Tests make up their own. */
+typedef struct {
+    uint32_t leaf1_ecx, leaf7_ebx;
+    uint64_t xcr0;
+} cpu_facts_t;
+
+cpu_facts_t pwconv_cpu_facts(void);
+
+/* The instruction sets of this build, slowest first. */
+int pwconv_isa_count(void);
+const isa_t *pwconv_isa(int index);
+int pwconv_isa_supported(int index, const cpu_facts_t *facts);
+
+/* Bytes of the caches that one core sees, level 1 (data) to 3; 0 where unknown. */
+size_t pwconv_cache_bytes(int level);
+
+/* Rounding to nearest, no traps, denormals flushed to zero; returns what leave() needs to put everything back. */
+uint64_t pwconv_float_enter(void);
+void pwconv_float_leave(uint64_t before);
+
+const char *pwconv_compiler(void);
+
+#endif

@@ -1,0 +1,888 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=True, embedsignature=False
+"""The compiled engine: buffers in, a plan, blocked loops over all threads, a NumPy array out.
+
+A good call stays in this module from argument to kernel. What is not plainly good goes to pwconv.arguments, which
+explains what is wrong or returns the arguments in their simplest form.
+"""
+
+import time
+
+import numpy
+
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release
+from cpython.exc cimport PyErr_Clear
+from cpython.long cimport PyLong_CheckExact
+from cython.parallel cimport parallel, prange
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+    # Failure is an answer here, not an exception.
+    int PyObject_GetBuffer(object exporter, Py_buffer* view, int flags)
+
+
+cdef extern from "isa.h" nogil:
+    enum:
+        SUM_BLOCK
+        MAX_VECTORS
+        ACT_NONE
+        ACT_CLIP
+
+    ctypedef struct activation_t:
+        int code
+        float low, high
+
+    ctypedef struct tile_t:
+        const char* a
+        const char* b
+        Py_ssize_t a_step, b_step, depth
+        bint first, last
+        float* partial
+        const char* ahead
+        Py_ssize_t ahead_step
+        char* y
+        Py_ssize_t y_step
+        const float* bias
+        bint bias_on_lanes
+        float low, high
+
+    ctypedef struct pack_t:
+        const char* src
+        Py_ssize_t step, channel_step, count, depth
+        float* dst
+        Py_ssize_t width, panel, at
+        const float* scale
+        const float* shift
+        activation_t activation
+
+    ctypedef struct finish_t:
+        float* sum
+        Py_ssize_t rows, vectors, pitch
+        const float* bias
+        const float* scale
+        bint channels_on_lanes
+        const float* residual
+        activation_t activation
+
+    ctypedef void (*tile_kernel)(const tile_t*) noexcept nogil
+
+    ctypedef struct isa_t:
+        const char* name
+        int lanes
+        int rows[7]
+        tile_kernel kernel[2][7][15]
+        void (*pack)(const pack_t*) noexcept nogil
+        void (*pack_rows)(const pack_t*) noexcept nogil
+        void (*finish)(const finish_t*) noexcept nogil
+        void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+        double (*fma_chain)(long) noexcept nogil
+        double (*sweep)(int, char*, const char*, size_t) noexcept nogil
+
+
+cdef extern from "cpu.h" nogil:
+    ctypedef struct cpu_facts_t:
+        uint32_t leaf1_ecx, leaf7_ebx
+        uint64_t xcr0
+
+    cpu_facts_t pwconv_cpu_facts()
+    int pwconv_isa_count()
+    const isa_t* pwconv_isa(int index)
+    bint pwconv_isa_supported(int index, const cpu_facts_t* facts)
+    size_t pwconv_cache_bytes(int level)
+    uint64_t pwconv_float_enter()
+    void pwconv_float_leave(uint64_t before)
+    const char* pwconv_compiler()
+
+
+cdef extern from "threads.h" nogil:
+    int PWCONV_OPENMP
+    int omp_get_max_threads()
+    int omp_get_thread_num()
+
+
+include "featuremap.pxi"
+include "plan.pxi"
+include "blocks.pxi"
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+cdef class Memory:
+    """A block of bytes that starts on a cache line, owned by this object."""
+
+    cdef void* block
+    cdef char* data
+    cdef size_t size
+
+    def __dealloc__(self):
+        free(self.block)
+
+    cdef int reserve(self, size_t size) except -1:
+        """Makes sure of `size` bytes; what was in them is lost."""
+        if size <= self.size and self.block != NULL:
+            return 0
+        free(self.block)
+        self.size = 0
+        self.block = malloc(size + 64) if size <= <size_t> PY_SSIZE_T_MAX - 64 else NULL
+        if self.block == NULL:
+            raise MemoryError(f"no {size} bytes of memory for packing")
+        self.data = <char*> ((<uintptr_t> self.block + 63) & ~<uintptr_t> 63)
+        self.size = size
+        return 0
+
+
+cdef enum:
+    IDLE_BLOCKS = 4
+    IDLE_BYTES = 64 << 20          # a larger block is given back at once
+
+# Scratch memory that no call uses now. list.pop and list.append are atomic.
+cdef list idle_memory = []
+
+
+cdef Memory take_memory(size_t size):
+    cdef Memory memory = idle_memory.pop() if idle_memory else Memory()
+    memory.reserve(size)
+    return memory
+
+
+cdef int give_back(Memory memory) except -1:
+    if len(idle_memory) < IDLE_BLOCKS and memory.size <= IDLE_BYTES:
+        idle_memory.append(memory)
+    return 0
+
+
+# What a layer is told once ---------------------------------------------------------------------------------------------
+
+cdef object arguments = None
+
+
+cdef object explain():
+    """The module pwconv.arguments, imported when it is first needed (it imports this one)."""
+    global arguments
+    if arguments is None:
+        from pwconv import arguments as module
+        arguments = module
+    return arguments
+
+
+cdef class Recipe:
+    """Parsed constructor arguments in the form that a call needs."""
+
+    cdef object spec
+    cdef int rank                  # 0: any, see by_rank
+    cdef dict by_rank
+    cdef Axes x_axes, y_axes
+    cdef Py_ssize_t stride[MAX_AXES]
+    cdef Py_ssize_t groups
+    cdef activation_t before, after
+    cdef bint on_numpy
+
+    def __cinit__(self, spec, resolved=None):
+        cdef int i
+        self.spec = spec
+        self.groups = spec.groups
+        self.before.code, self.before.low, self.before.high = spec.input_activation
+        self.after.code, self.after.low, self.after.high = spec.activation
+        self.on_numpy = spec.backend == "numpy"
+        if resolved is None:
+            if spec.layout in explain().NAMED_LAYOUTS:
+                self.by_rank = {}
+                return
+            resolved = explain().resolve_rank(spec, len(spec.layout))
+        layout, out_layout, strides = resolved
+        if len(layout) > MAX_AXES:
+            raise ValueError(f"layout may have {MAX_AXES} axes at most, got {layout!r}")
+        self.rank = len(layout)
+        locate_axes(layout, layout, &self.x_axes)
+        locate_axes(out_layout, layout, &self.y_axes)
+        for i in range(self.x_axes.pixel_axes):
+            self.stride[i] = 1
+        for i in range(len(strides)):
+            self.stride[i + (self.x_axes.batch >= 0)] = strides[i]
+
+    cdef Recipe of_rank(self, int rank):
+        """The recipe for arrays of this rank; None where there is none."""
+        if self.rank == rank:
+            return self
+        if self.rank or rank < 2 or rank > MAX_AXES:
+            return None
+        recipe = self.by_rank.get(rank)
+        if recipe is None:
+            try:
+                recipe = Recipe(self.spec, explain().resolve_rank(self.spec, rank))
+            except ValueError:
+                return None
+            self.by_rank[rank] = recipe
+        return recipe
+
+
+cdef struct Weights:
+    # A matrix of weights as it lies in memory, and its bias.
+    const char* data
+    Py_ssize_t out_step, in_step   # bytes
+    Py_ssize_t outs, depth         # out channels of all groups, in channels of one
+    const char* bias               # NULL: none
+
+
+cdef inline Py_ssize_t channel_pitch(Py_ssize_t channels) noexcept nogil:
+    """Floats of a group in a table of one value per channel, with room to load whole vectors at its end."""
+    return (channels + 31) & ~<Py_ssize_t> 15
+
+
+cdef void fill_table(float* table, const float* values, float otherwise, Py_ssize_t groups,
+                     Py_ssize_t channels) noexcept:
+    """One value per channel, group by group; `otherwise` throughout where there are no values."""
+    cdef Py_ssize_t pitch = channel_pitch(channels), group, i
+    for group in range(groups):
+        for i in range(pitch):
+            table[group * pitch + i] = (
+                otherwise if values == NULL else values[group * channels + i] if i < channels else 0.0
+            )
+
+
+# A call ---------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    X, WEIGHT, BIAS, INPUT_SCALE, INPUT_SHIFT, OUTPUT_SCALE, RESIDUAL, OUT, BUFFERS
+
+
+cdef struct Buffers:
+    Py_buffer view[BUFFERS]
+    bint held[BUFFERS]
+
+
+cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
+    """Takes an array's buffer; False unless it holds float32. None is no array, and fine."""
+    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
+    if exporter is None:
+        return True
+    if PyObject_GetBuffer(exporter, &buffers.view[which], flags | PyBUF_WRITABLE if which == OUT else flags) != 0:
+        PyErr_Clear()
+        return False
+    buffers.held[which] = True
+    return holds_float32(&buffers.view[which])
+
+
+cdef bint is_table(const Buffers* buffers, int which, Py_ssize_t batch, Py_ssize_t channels) noexcept:
+    """Is this one contiguous value per channel, or per image and channel? Or absent?"""
+    cdef const Py_buffer* view = &buffers.view[which]
+    if not buffers.held[which]:
+        return True
+    if view.ndim == 2:
+        if view.shape[0] != batch or view.strides[0] != channels * <Py_ssize_t> sizeof(float):
+            return False
+    elif view.ndim != 1:
+        return False
+    return view.shape[view.ndim - 1] == channels and view.strides[view.ndim - 1] == sizeof(float)
+
+
+cdef bint reaches_once(const Py_buffer* view) noexcept:
+    """Are all elements surely apart? True if, from the smallest stride up, each steps over all that comes before."""
+    cdef bint used[MAX_AXES]
+    cdef Py_ssize_t span = sizeof(float), step
+    cdef int i, round, least
+    memset(used, 0, sizeof(used))
+    for round in range(view.ndim):
+        least = -1
+        for i in range(view.ndim):
+            if not used[i] and (least < 0 or abs(view.strides[i]) < abs(view.strides[least])):
+                least = i
+        used[least] = True
+        step = abs(view.strides[least])
+        if view.shape[least] > 1:
+            if step < span:
+                return False
+            span += step * (view.shape[least] - 1)
+    return True
+
+
+cdef void extent(const Py_buffer* view, const char** low, const char** high) noexcept:
+    """The bytes between which all elements of a buffer lie."""
+    cdef int i
+    low[0] = <const char*> view.buf
+    high[0] = low[0] + view.itemsize
+    for i in range(view.ndim):
+        if view.shape[i] == 0:
+            high[0] = low[0]
+            return
+        if view.strides[i] < 0:
+            low[0] += view.strides[i] * (view.shape[i] - 1)
+        else:
+            high[0] += view.strides[i] * (view.shape[i] - 1)
+
+
+cdef bint same_elements(const Py_buffer* a, const Py_buffer* b) noexcept:
+    cdef int i
+    if a.buf != b.buf or a.ndim != b.ndim:
+        return False
+    for i in range(a.ndim):
+        if a.shape[i] != b.shape[i] or (a.strides[i] != b.strides[i] and a.shape[i] > 1):
+            return False
+    return True
+
+
+cdef bint out_is_apart(const Buffers* buffers) noexcept:
+    """Does `out` surely reach no element twice and none that is read (but by a residual that is `out` itself)?"""
+    cdef const char* low
+    cdef const char* high
+    cdef const char* other_low
+    cdef const char* other_high
+    cdef int i
+    if not reaches_once(&buffers.view[OUT]):
+        return False
+    extent(&buffers.view[OUT], &low, &high)
+    for i in range(BUFFERS):
+        if i == OUT or not buffers.held[i]:
+            continue
+        if i == RESIDUAL and same_elements(&buffers.view[i], &buffers.view[OUT]):
+            continue
+        extent(&buffers.view[i], &other_low, &other_high)
+        if other_low < high and low < other_high:
+            return False
+    return True
+
+
+cdef int thread_setting = 1
+
+
+cdef int threads_for(object num_threads) noexcept:
+    """How many threads a call may use; 0 if the argument is not plainly good."""
+    cdef Py_ssize_t wanted
+    if num_threads is None:
+        return min(thread_setting, omp_get_max_threads())
+    if not PyLong_CheckExact(num_threads) or not 1 <= num_threads < 1 << 30:
+        return 0
+    wanted = num_threads
+    return <int> min(wanted, 1024)
+
+
+cdef class Layer:
+    """Weights that are packed once, and what they were told about their use."""
+
+    cdef readonly object matrix, bias1d, spec
+    cdef Recipe recipe
+    cdef Weights weights
+    cdef Memory tables             # bias, then ones
+    cdef dict packed               # (instruction set, side, vectors) -> Memory
+    cdef Buffers buffers           # of matrix and bias1d, held for life
+
+    def __cinit__(self, matrix, bias, spec, *args, **options):
+        self.spec = spec
+        self.recipe = Recipe(spec)
+        self.matrix = numpy.array(matrix, dtype=numpy.float32, order="C", copy=True)
+        self.matrix.setflags(write=False)
+        self.bias1d = None if bias is None else numpy.array(bias, dtype=numpy.float32, order="C", copy=True)
+        if bias is not None:
+            self.bias1d.setflags(write=False)
+        if not hold(&self.buffers, WEIGHT, self.matrix) or not hold(&self.buffers, BIAS, self.bias1d):
+            raise TypeError("a layer needs float32 weights and bias")
+        self.weights = weights_of(&self.buffers, "OI")
+        self.packed = {}
+        cdef Py_ssize_t outs = self.weights.outs // self.recipe.groups
+        cdef Py_ssize_t floats = self.recipe.groups * channel_pitch(outs)
+        self.tables = Memory()
+        self.tables.reserve(2 * floats * sizeof(float))
+        fill_table(<float*> self.tables.data, <const float*> self.weights.bias, 0.0, self.recipe.groups, outs)
+        fill_table(<float*> self.tables.data + floats, NULL, 1.0, self.recipe.groups, outs)
+
+    def __dealloc__(self):
+        release(&self.buffers)
+
+    cdef const float* packed_for(self, const Plan* plan) except NULL:
+        """The weights as the plan wants them; packed when they are first wanted so."""
+        key = (<uintptr_t> plan.isa, plan.pixels_on_lanes, plan.vectors)
+        cdef Memory memory = self.packed.get(key)
+        cdef Py_ssize_t groups = self.recipe.groups
+        if memory is None:
+            memory = Memory()
+            memory.reserve(packed_floats(plan, self.weights.depth) * groups * sizeof(float))
+            pack_weights(plan, self.weights.data, self.weights.out_step, self.weights.in_step, self.weights.depth,
+                         groups, <float*> memory.data)
+            self.packed[key] = memory
+        return <const float*> memory.data
+
+    def __call__(self, x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,
+                 num_threads=None):
+        if self.recipe.on_numpy:
+            from pwconv import reference
+            return reference.call_layer(self, x, input_scale=input_scale, input_shift=input_shift,
+                                        output_scale=output_scale, residual=residual, out=out, num_threads=num_threads)
+        return convolve(self.recipe, self, None, None, x, input_scale, input_shift, output_scale, residual, out,
+                        num_threads)
+
+    def plan(self, shape, num_threads=None):
+        """How an input of this shape is computed: an object whose repr says it."""
+        call = explain().check_shape(self.spec, self.matrix.shape, shape)
+        threads = threads_for(num_threads) or explain().positive_int(num_threads, "num_threads")
+        return PlanReport.of(self, call, threads)
+
+
+cdef Weights weights_of(const Buffers* buffers, str layout) noexcept:
+    """The matrix in the last (IO) or first (OI) two axes of the weights' buffer."""
+    cdef const Py_buffer* view = &buffers.view[WEIGHT]
+    cdef int out_axis = 0, in_axis = 1
+    cdef Weights w
+    if layout == "IO":
+        in_axis = view.ndim - 2
+        out_axis = view.ndim - 1
+    w.data = <const char*> view.buf
+    w.outs = view.shape[out_axis]
+    w.depth = view.shape[in_axis]
+    w.out_step = view.strides[out_axis]
+    w.in_step = view.strides[in_axis]
+    w.bias = <const char*> buffers.view[BIAS].buf if buffers.held[BIAS] else NULL
+    return w
+
+
+cdef bint weights_are_plain(const Buffers* buffers, str layout, Py_ssize_t groups) noexcept:
+    """Have the weights two axes and else ones, and the bias one contiguous value per out channel?"""
+    cdef const Py_buffer* view = &buffers.view[WEIGHT]
+    cdef Py_ssize_t outs
+    cdef int i
+    if view.ndim < 2:
+        return False
+    for i in range(view.ndim - 2):
+        if view.shape[i if layout == "IO" else i + 2] != 1:
+            return False
+    outs = view.shape[view.ndim - 1 if layout == "IO" else 0]
+    if outs % groups:
+        return False
+    view = &buffers.view[BIAS]
+    return not buffers.held[BIAS] or (
+        view.ndim == 1 and view.shape[0] == outs and (view.strides[0] == sizeof(float) or outs == 1))
+
+
+cdef void release(Buffers* buffers) noexcept:
+    cdef int i
+    for i in range(BUFFERS):
+        if buffers.held[i]:
+            PyBuffer_Release(&buffers.view[i])
+            buffers.held[i] = False
+
+
+cdef object convolve(Recipe recipe, Layer layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out,
+                     num_threads):
+    """A call: as it stands if all is plainly good, else once more with what pwconv.arguments makes of it."""
+    y = attempt(recipe, layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out, num_threads,
+                False)
+    if y is not None:
+        return y
+    if layer is None:
+        matrix = explain().weight_matrix(weight, recipe.spec)
+        vector = explain().bias_vector(bias, matrix.shape[0])
+        call = explain().check_call(recipe.spec, matrix.shape, x, input_scale, input_shift, output_scale, residual,
+                                    out, num_threads, weight, bias)
+        recipe = recipe if recipe.spec.weight_layout == "OI" else Recipe(recipe.spec._replace(weight_layout="OI"))
+    else:
+        matrix = vector = None
+        call = explain().check_call(recipe.spec, layer.matrix.shape, x, input_scale, input_shift, output_scale,
+                                    residual, out, num_threads)
+    y = attempt(recipe, layer, matrix, vector, call.x, call.input_scale, call.input_shift, call.output_scale,
+                call.residual, call.out, call.num_threads, True)
+    if y is None:
+        raise SystemError("pwconv: arguments that were found good cannot be computed; please report this")
+    return y if out is None else out
+
+
+cdef object attempt(Recipe recipe, Layer layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out,
+                    num_threads, bint checked):
+    """Computes the call if its arguments are plainly good (`checked`: out's memory is known to be apart); else None."""
+    cdef Buffers buffers
+    memset(buffers.held, 0, sizeof(buffers.held))
+    try:
+        if not (hold(&buffers, X, x) and hold(&buffers, WEIGHT, weight) and hold(&buffers, BIAS, bias)
+                and hold(&buffers, INPUT_SCALE, input_scale) and hold(&buffers, INPUT_SHIFT, input_shift)
+                and hold(&buffers, OUTPUT_SCALE, output_scale) and hold(&buffers, RESIDUAL, residual)
+                and hold(&buffers, OUT, out)) or x is None:
+            return None
+        return compute(recipe, layer, &buffers, out, num_threads, checked)
+    finally:
+        release(&buffers)
+
+
+cdef object compute(Recipe recipe, Layer layer, Buffers* buffers, out, num_threads, bint checked):
+    """The part of attempt() in which all buffers are held."""
+    cdef Py_buffer* x = &buffers.view[X]
+    cdef Py_ssize_t groups = recipe.groups
+    cdef Py_ssize_t shape[MAX_AXES]
+    cdef Py_ssize_t batch, spans, size, in_channels
+    cdef int i, axis, threads
+    cdef bint apart
+    cdef Weights weights
+
+    # Are shapes, tables, threads and memory plainly good?
+    recipe = recipe.of_rank(x.ndim)
+    threads = threads_for(num_threads)
+    if recipe is None or threads == 0:
+        return None
+    if layer is None:
+        if not weights_are_plain(buffers, recipe.spec.weight_layout, groups):
+            return None
+        weights = weights_of(buffers, recipe.spec.weight_layout)
+    else:
+        weights = layer.weights
+    in_channels = weights.depth * groups
+    batch = x.shape[recipe.x_axes.batch] if recipe.x_axes.batch >= 0 else 1
+    if x.shape[recipe.x_axes.channel] != in_channels:
+        return None
+    if not (is_table(buffers, INPUT_SCALE, batch, in_channels) and is_table(buffers, INPUT_SHIFT, batch, in_channels)
+            and is_table(buffers, OUTPUT_SCALE, batch, weights.outs)):
+        return None
+    size = weights.outs
+    shape[recipe.y_axes.channel] = weights.outs
+    for i in range(recipe.x_axes.pixel_axes):
+        axis = recipe.y_axes.pixel[i]
+        shape[axis] = (x.shape[recipe.x_axes.pixel[i]] + recipe.stride[i] - 1) // recipe.stride[i]
+        if size and shape[axis] > PY_SSIZE_T_MAX // <Py_ssize_t> sizeof(float) // size:
+            return None
+        size *= shape[axis]
+    for i in (RESIDUAL, OUT):
+        if buffers.held[i] and not has_shape(&buffers.view[i], shape, recipe.rank):
+            return None
+    if buffers.held[OUT] and not checked and not out_is_apart(buffers):
+        return None
+
+    y = out
+    if out is None:
+        y = numpy_empty(shape_tuple(shape, recipe.rank), float32)
+        if not hold(buffers, OUT, y):
+            return None
+    if size == 0:
+        return y
+
+    # The task, but for what depends on the plan.
+    apart = batch > 1 and (is_per_image(buffers, INPUT_SCALE) or is_per_image(buffers, INPUT_SHIFT)
+                           or is_per_image(buffers, OUTPUT_SCALE))
+    spans = batch if apart else 1
+    cdef Task t
+    map_of(x, &recipe.x_axes, recipe.stride, apart, &t.x)
+    map_of(&buffers.view[OUT], &recipe.y_axes, NULL, apart, &t.y)
+    t.residual.data = NULL
+    if buffers.held[RESIDUAL]:
+        map_of(&buffers.view[RESIDUAL], &recipe.y_axes, NULL, apart, &t.residual)
+    t.depth = weights.depth
+    t.groups = groups
+    t.outs = weights.outs // groups
+    t.channel_pitch = channel_pitch(t.outs)
+    t.before = recipe.before
+    t.after = recipe.after
+    t.plain = not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE] and t.after.code <= ACT_CLIP
+    cdef bint transformed = (buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT] or t.before.code != ACT_NONE)
+    cdef Plan plan = plan_of(&t, spans, size // t.groups // t.outs // spans, transformed,
+                             0 if layer is not None else weights.in_step, threads)
+
+    # Memory for all that is made for this call only, then the call.
+    cdef size_t scratch
+    lay_out_scratch(&t, &plan, NULL, &scratch)
+    cdef size_t bytes = plan.threads * scratch
+    cdef size_t at = bytes
+    cdef size_t weight_bytes = aligned(packed_floats(&plan, t.depth) * groups * sizeof(float))
+    cdef size_t table = aligned(groups * t.channel_pitch * sizeof(float))
+    cdef Py_ssize_t in_pitch = channel_pitch(in_channels)
+    if layer is None:
+        bytes += weight_bytes + 2 * table
+    bytes += batch * (table + 2 * in_pitch * sizeof(float))
+    cdef Memory memory = take_memory(bytes)
+    cdef char* data = memory.data
+    if layer is None:
+        pack_weights(&plan, weights.data, weights.out_step, weights.in_step, t.depth, groups, <float*> (data + at))
+        t.weights = <const float*> (data + at)
+        at += weight_bytes
+        fill_table(<float*> (data + at), <const float*> weights.bias, 0.0, groups, t.outs)
+        t.bias = <const float*> (data + at)
+        at += table
+        fill_table(<float*> (data + at), NULL, 1.0, groups, t.outs)
+        t.scale = <const float*> (data + at)
+        at += table
+    else:
+        t.weights = layer.packed_for(&plan)
+        t.bias = <const float*> layer.tables.data
+        t.scale = t.bias + groups * t.channel_pitch
+    t.group_weights = packed_floats(&plan, t.depth)
+    t.scale_span = 0
+    if buffers.held[OUTPUT_SCALE]:
+        t.scale = fill_tables(&buffers.view[OUTPUT_SCALE], 1.0, groups, t.outs, data, &at, &t.scale_span)
+    t.in_scale = t.in_shift = NULL
+    t.in_scale_span = t.in_shift_span = 0
+    if transformed:
+        t.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, 1.0, 1, in_channels,
+                                 data, &at, &t.in_scale_span)
+        t.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, 0.0, 1, in_channels,
+                                 data, &at, &t.in_shift_span)
+    with nogil:
+        run_plan(&t, &plan, data, scratch)
+    give_back(memory)
+    return y
+
+
+cdef object numpy_empty = numpy.empty
+cdef object float32 = numpy.dtype(numpy.float32)
+
+
+cdef tuple shape_tuple(const Py_ssize_t* shape, int rank):
+    if rank == 4:
+        return (shape[0], shape[1], shape[2], shape[3])
+    return tuple([shape[i] for i in range(rank)])
+
+
+cdef bint has_shape(const Py_buffer* view, const Py_ssize_t* shape, int rank) noexcept:
+    return view.ndim == rank and memcmp(view.shape, shape, rank * sizeof(Py_ssize_t)) == 0
+
+
+cdef bint is_per_image(const Buffers* buffers, int which) noexcept:
+    return buffers.held[which] and buffers.view[which].ndim == 2
+
+
+cdef const float* fill_tables(const Py_buffer* view, float otherwise, Py_ssize_t groups, Py_ssize_t channels,
+                              char* data, size_t* at, Py_ssize_t* span) noexcept:
+    """A table of channels for all images, or one each; moves `at` past it and tells the floats between images."""
+    cdef float* table = <float*> (data + at[0])
+    cdef Py_ssize_t floats = groups * channel_pitch(channels)
+    cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
+    for image in range(images):
+        fill_table(table + image * floats,
+                   <const float*> view.buf + image * groups * channels if view != NULL else NULL,
+                   otherwise, groups, channels)
+    at[0] += images * floats * sizeof(float)
+    span[0] = floats if images > 1 else 0
+    return table
+
+
+cdef Plan plan_of(const Task* t, Py_ssize_t spans, Py_ssize_t pixels, bint transformed, Py_ssize_t weights_step,
+                  int threads) noexcept:
+    cdef Problem p
+    p.isa = active_isa
+    p.threads = threads
+    p.spans = spans
+    p.pixels = pixels
+    p.groups = t.groups
+    p.depth = t.depth
+    p.outs = t.outs
+    p.x_run = t.x.size[t.x.axes - 1]
+    p.x_step = t.x.step[t.x.axes - 1]
+    p.x_channel_step = t.x.channel_step
+    p.y_run = t.y.size[t.y.axes - 1]
+    p.y_step = t.y.step[t.y.axes - 1]
+    p.y_channel_step = t.y.channel_step
+    p.plain = t.plain
+    p.transformed = transformed
+    p.weights_step = weights_step
+    return plan_for(&p)
+
+
+cdef enum:
+    RECIPES = 512
+
+cdef dict recipes = {}
+
+
+cdef bint is_name(object value) noexcept:
+    return value is None or type(value) is str
+
+
+def pointwise_conv(x, weight, bias, stride, groups, layout, out_layout, weight_layout, input_scale, input_shift,
+                   input_activation, output_scale, residual, activation, out, precision, num_threads, backend, /):
+    """See pwconv.pointwise_conv."""
+    cdef Recipe recipe = None
+    # Only exact types may stand for what was parsed before: True == 1 == 1.0, yet only one of them is an int.
+    cdef bint plain = (
+        PyLong_CheckExact(stride) and PyLong_CheckExact(groups) and is_name(layout) and is_name(out_layout)
+        and is_name(weight_layout) and is_name(input_activation) and is_name(activation) and is_name(precision)
+        and is_name(backend))
+    key = None
+    if plain:
+        key = (stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend)
+        recipe = recipes.get(key)
+    if recipe is None:
+        recipe = Recipe(explain().parse_spec(
+            stride=stride, groups=groups, layout=layout, out_layout=out_layout, weight_layout=weight_layout,
+            input_activation=input_activation, activation=activation, precision=precision, backend=backend))
+        if plain:
+            if len(recipes) >= RECIPES:
+                recipes.clear()
+            recipes[key] = recipe
+    if recipe.on_numpy:
+        from pwconv import reference
+        return reference.pointwise_conv(
+            x, weight, bias, stride=stride, groups=groups, layout=layout, out_layout=out_layout,
+            weight_layout=weight_layout, input_scale=input_scale, input_shift=input_shift,
+            input_activation=input_activation, output_scale=output_scale, residual=residual, activation=activation,
+            out=out, precision=precision, num_threads=num_threads, backend=backend)
+    return convolve(recipe, None, weight, bias, x, input_scale, input_shift, output_scale, residual, out, num_threads)
+
+
+# What plans say -------------------------------------------------------------------------------------------------------
+
+class PlanReport:
+    """How a layer is computed for one shape. `units` are pieces of work that threads take in turn."""
+
+    def __init__(self, **facts):
+        self.__dict__.update(facts)
+
+    def __repr__(self):
+        lanes, rows = ("pixels", "out channels") if self.pixels_on_lanes else ("out channels", "pixels")
+        source = "packed into panels" if self.packed else "read in place"
+        return (f"{self.isa}: tiles of {self.tile_rows} {rows} x {self.tile_lanes} {lanes}, pixels {source}, "
+                f"{self.depth_block} channels at a time; {self.units} units of {self.pixel_tiles} x {self.out_tiles} "
+                f"tiles (pixels x out channels) on {self.threads} thread{'s' if self.threads > 1 else ''}")
+
+    @classmethod
+    def of(cls, Layer layer, call, int threads):
+        """The plan for a C-contiguous input of call.x's shape."""
+        cdef Recipe recipe = layer.recipe.of_rank(len(call.layout))
+        cdef Py_buffer x, y
+        cdef Py_ssize_t x_shape[MAX_AXES]
+        cdef Py_ssize_t x_strides[MAX_AXES]
+        cdef Py_ssize_t y_shape[MAX_AXES]
+        cdef Py_ssize_t y_strides[MAX_AXES]
+        cdef Py_ssize_t pixels = 1
+        cdef Task t
+        cdef int i
+        contiguous(call.x.shape, &x, x_shape, x_strides)
+        contiguous(call.out_shape, &y, y_shape, y_strides)
+        map_of(&x, &recipe.x_axes, recipe.stride, False, &t.x)
+        map_of(&y, &recipe.y_axes, NULL, False, &t.y)
+        t.depth = layer.weights.depth
+        t.groups = recipe.groups
+        t.outs = layer.weights.outs // recipe.groups
+        t.plain = recipe.after.code <= ACT_CLIP
+        for i in range(t.y.axes):
+            pixels *= t.y.size[i]
+        if pixels == 0 or t.outs == 0:
+            raise ValueError(f"there is nothing to plan for a result of shape {call.out_shape}")
+        cdef Plan p = plan_of(&t, 1, pixels, recipe.before.code != ACT_NONE, 0, threads)
+        cdef const Side* rows = &p.out_side if p.pixels_on_lanes else &p.pixel_side
+        return cls(
+            isa=p.isa.name.decode(), pixels_on_lanes=bool(p.pixels_on_lanes), packed=bool(p.packed),
+            tile_rows=rows.base + (rows.extra > 0), tile_lanes=p.vectors * p.isa.lanes, depth_block=p.depth_block,
+            pixel_tiles=p.pixel_tiles, out_tiles=p.out_tiles, pixel_blocks=p.pixel_blocks, out_blocks=p.out_blocks,
+            units=p.units, threads=p.threads)
+
+
+cdef void contiguous(tuple sizes, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t* strides):
+    cdef Py_ssize_t step = sizeof(float)
+    cdef int i
+    view.buf = NULL
+    view.ndim = len(sizes)
+    view.shape = shape
+    view.strides = strides
+    for i in range(view.ndim - 1, -1, -1):
+        shape[i] = sizes[i]
+        strides[i] = step
+        step *= shape[i]
+
+
+# Instruction sets, threads, caches, limits -----------------------------------------------------------------------------
+
+cdef int active_isa = 0
+cdef size_t[4] cache_bytes
+
+
+def isa_built():
+    """Names of the instruction sets in this build, slowest first."""
+    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count())])
+
+
+def isa_supported(facts=None):
+    """Those of them that this machine has; or one with other facts (CPUID 1 ECX, CPUID 7 EBX, XCR0)."""
+    cdef cpu_facts_t f = pwconv_cpu_facts()
+    if facts is not None:
+        f.leaf1_ecx, f.leaf7_ebx, f.xcr0 = facts
+    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
+
+
+def isa_active():
+    """The name of the instruction set in use."""
+    return pwconv_isa(active_isa).name.decode()
+
+
+def set_isa(name):
+    """Uses the named instruction set from now on. ValueError if it is not supported here."""
+    global active_isa
+    if name not in isa_supported():
+        raise ValueError(f"instruction set {name!r} is not supported here; there are {', '.join(isa_supported())}")
+    active_isa = isa_built().index(name)
+
+
+def set_thread_setting(int n):
+    """How many threads a call without num_threads may use, OpenMP's maximum permitting."""
+    global thread_setting
+    thread_setting = n
+
+
+def get_threads():
+    """How many threads a call without num_threads may use now."""
+    return threads_for(None)
+
+
+def openmp():
+    """Is OpenMP in this build, which version (its date), and how many threads does it offer the calling thread?"""
+    return {"enabled": PWCONV_OPENMP > 0, "version": PWCONV_OPENMP, "max_threads": omp_get_max_threads()}
+
+
+def compiler():
+    """The compiler of this build."""
+    return pwconv_compiler().decode()
+
+
+def caches():
+    """Bytes of a core's data caches as plans assume them."""
+    return {"l1d": cache_bytes[1], "l2": cache_bytes[2], "l3": cache_bytes[3]}
+
+
+def fma_peak(str isa, double seconds):
+    """GFLOP/s of one core that does nothing but independent FMAs: the best of what fits into `seconds`."""
+    cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
+    cdef double best = 0.0, operations, start, end
+    cdef double stop = time.perf_counter() + seconds
+    cdef long turns = 200000
+    while True:
+        start = time.perf_counter()
+        with nogil:
+            operations = set.fma_chain(turns)
+        end = time.perf_counter()
+        best = max(best, operations / (end - start))
+        if end > stop:
+            return best * 1e-9
+
+
+def bandwidth(str isa, str kind, size_t nbytes, double seconds):
+    """GB/s of one core that reads, writes or copies `nbytes` again and again: the best of what fits into `seconds`."""
+    cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
+    cdef int code = ("read", "write", "copy").index(kind)
+    cdef double best = 0.0, start, end
+    cdef double stop = time.perf_counter() + seconds
+    cdef size_t round_bytes = max(<size_t> 1, nbytes // 512) * 512
+    cdef size_t repeat = 1 + (1 << 22) // round_bytes, i
+    cdef Memory source = Memory(), target = Memory()
+    source.reserve(round_bytes)
+    memset(source.data, 0, round_bytes)
+    target.reserve(round_bytes)
+    memset(target.data, 0, round_bytes)
+    while True:
+        start = time.perf_counter()
+        with nogil:
+            for i in range(repeat):
+                set.sweep(code, target.data, source.data, round_bytes)
+        end = time.perf_counter()
+        best = max(best, <double> round_bytes * repeat / (end - start))
+        if end > stop:
+            return best * 1e-9
+
+
+cdef int start_up() except -1:
+    cdef size_t usual[4]
+    cdef int level
+    usual[:] = [0, 32 << 10, 512 << 10, 0]
+    for level in range(1, 4):
+        cache_bytes[level] = pwconv_cache_bytes(level) or usual[level]
+    *_, best = isa_supported()
+    set_isa(best)
+    return 0
+
+
+start_up()

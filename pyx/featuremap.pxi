@@ -1,0 +1,105 @@
+# Arrays to records: the only place that knows layouts.
+#
+# A feature map is its channels and its pixels, each a byte stride away from the next. Pixels have several axes (batch and
+# space); those that follow each other at one step in memory are merged, so that a whole channels-last batch is one axis.
+
+cdef enum:
+    MAX_AXES = 16
+
+
+cdef struct Axes:
+    int rank
+    int channel
+    int batch                      # -1: none
+    int pixel_axes
+    int pixel[MAX_AXES]            # the array's axis of each pixel axis, in the order of the input's layout
+
+
+cdef struct FeatureMap:
+    char* data
+    Py_ssize_t channels
+    Py_ssize_t channel_step        # bytes
+    Py_ssize_t span_step           # bytes from an image to the next where images are computed apart, else 0
+    int axes                       # pixel axes after merging, slowest first
+    Py_ssize_t size[MAX_AXES]
+    Py_ssize_t step[MAX_AXES]      # bytes
+
+
+cdef struct Run:
+    char* at
+    Py_ssize_t step
+    Py_ssize_t count               # pixels that follow at this step, `at` included
+
+
+cdef int locate_axes(str letters, str order, Axes* axes) except -1:
+    """Finds the axes of an array with these layout letters; pixel axes in the order of the letters `order`."""
+    cdef Py_UCS4 letter
+    axes.rank = len(letters)
+    axes.channel = letters.index("C")
+    axes.batch = letters.find("N")
+    axes.pixel_axes = 0
+    for letter in order:
+        if letter != u"C":
+            axes.pixel[axes.pixel_axes] = letters.index(letter)
+            axes.pixel_axes += 1
+    return 0
+
+
+cdef bint holds_float32(const Py_buffer* view) noexcept:
+    """Native float32, whatever its alignment; "f" alone, or after a sign for native or little-endian order."""
+    cdef const char* form = view.format
+    if view.itemsize != sizeof(float) or form == NULL:
+        return False
+    if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
+        form += 1
+    return form[0] == c"f" and form[1] == 0
+
+
+cdef void map_of(const Py_buffer* view, const Axes* axes, const Py_ssize_t* stride, bint apart,
+                 FeatureMap* m) noexcept:
+    """The record of an array, every stride[i]-th element of its i-th pixel axis (NULL: every one).
+
+    `apart`: images are computed one by one, so the batch is no pixel axis.
+    """
+    cdef int i, axis, last = -1
+    cdef Py_ssize_t size, step
+    m.data = <char*> view.buf
+    m.channels = view.shape[axes.channel]
+    m.channel_step = view.strides[axes.channel]
+    m.span_step = view.strides[axes.batch] if apart else 0
+    for i in range(axes.pixel_axes):
+        axis = axes.pixel[i]
+        size = view.shape[axis]
+        step = view.strides[axis]
+        if stride != NULL:
+            size = (size + stride[i] - 1) // stride[i]
+            step *= stride[i]
+        if size == 1 or (apart and axis == axes.batch):
+            continue
+        if last >= 0 and m.step[last] == size * step:
+            m.size[last] *= size
+            m.step[last] = step
+        else:
+            last += 1
+            m.size[last] = size
+            m.step[last] = step
+    if last < 0:
+        last = 0
+        m.size[0] = 1
+        m.step[0] = sizeof(float)
+    m.axes = last + 1
+
+
+cdef inline Run run_from(const FeatureMap* m, Py_ssize_t pixel) noexcept nogil:
+    """Where a pixel's first channel lies, and how far one step leads from there."""
+    cdef Run run
+    cdef int axis = m.axes - 1
+    cdef Py_ssize_t place = pixel % m.size[axis] if axis else pixel
+    run.step = m.step[axis]
+    run.count = m.size[axis] - place
+    run.at = m.data + place * run.step
+    while axis > 0:
+        pixel //= m.size[axis]
+        axis -= 1
+        run.at += pixel % m.size[axis] * m.step[axis]
+    return run

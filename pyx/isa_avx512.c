@@ -1,0 +1,38 @@
+/* AVX-512 F, BW, DQ, VL: 32 registers of 16 lanes. */
+#include <immintrin.h>
+
+#define LANES 16
+#define VEC_REGISTER "v"
+#define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
+
+typedef float vec __attribute__((vector_size(64)));
+
+static inline vec splat(float x) {
+    return _mm512_set1_ps(x);
+}
+
+static inline vec fmadd(vec a, vec b, vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+static inline vec larger(vec a, vec b) {
+    return _mm512_max_ps(a, b);
+}
+
+static inline vec smaller(vec a, vec b) {
+    return _mm512_min_ps(a, b);
+}
+
+static inline vec interleave_low(vec a, vec b) {
+    const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, order, b);
+}
+
+static inline vec interleave_high(vec a, vec b) {
+    const __m512i order = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, order, b);
+}
+
+#include "isa_table.h"
+
+const isa_t pwconv_isa_avx512 = ISA_RECORD("avx512", 1, 0, 14, 14, 8, 6, 0, 4);

@@ -1,0 +1,222 @@
+# How a layer is computed for one shape: chosen once by a small cost model, then only walked.
+#
+# Every layer is a product of two sides, pixels and out channels. One of them lies along the vectors (lanes), the other one
+# is broadcast (rows); a tile is some rows times some lanes. Blocks are ranges of tiles, and a unit of work is one block of
+# pixels times one block of out channels (of one group, of one span of images).
+
+cdef enum:
+    MAX_TILES = 64                 # pixel tiles in a block
+    ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
+
+
+cdef struct Problem:
+    # What a plan depends on; compared byte by byte, so every field is as wide as a Py_ssize_t.
+    Py_ssize_t isa, threads
+    Py_ssize_t spans, pixels, groups, depth, outs      # pixels per span; depth and outs per group
+    Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run, bytes between pixels, channels
+    Py_ssize_t y_run, y_step, y_channel_step
+    Py_ssize_t plain               # bias and clip are all that happens at the end
+    Py_ssize_t transformed         # something happens to x before
+    Py_ssize_t weights_step        # 0: packed before; else bytes between in channels
+
+
+cdef struct Side:
+    Py_ssize_t n, tiles
+    Py_ssize_t width               # lanes: of every tile but the last
+    Py_ssize_t base, extra         # rows: `extra` tiles of base + 1, then tiles of base
+
+
+cdef struct Plan:
+    const isa_t* isa
+    bint pixels_on_lanes
+    bint packed                    # pixels are copied into panels
+    bint rowwise                   # the broadcast operand is read row by row (channels-last pixels)
+    int vectors
+    Side pixel_side, out_side
+    Py_ssize_t depth_block
+    Py_ssize_t pixel_blocks, out_blocks
+    Py_ssize_t pixel_tiles, out_tiles                  # most tiles in a block
+    Py_ssize_t units
+    int threads
+    double cycles                  # what the cost model expects of one thread
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t tile_start(const Side* side, Py_ssize_t tile) noexcept nogil:
+    if tile >= side.tiles:
+        return side.n
+    if side.width:
+        return tile * side.width
+    return tile * side.base + min(tile, side.extra)
+
+
+cdef inline int vectors_for(const isa_t* isa, Py_ssize_t lanes) noexcept nogil:
+    """The fewest vectors of a tile that hold so many lanes."""
+    cdef int vectors = <int> ceil_div(lanes, isa.lanes)
+    while isa.rows[vectors] == 0:
+        vectors += 1
+    return vectors
+
+
+cdef Side lanes_side(Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    cdef Side side
+    side.n = n
+    side.width = width
+    side.tiles = ceil_div(n, width)
+    side.base = side.extra = 0
+    return side
+
+
+cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
+    """Rows in tiles of nearly equal height: 49 rows are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7."""
+    cdef Side side
+    side.n = n
+    side.width = 0
+    side.tiles = ceil_div(n, tallest)
+    side.base = n // side.tiles
+    side.extra = n % side.tiles
+    return side
+
+
+# The cost model, in cycles of a core that starts two vector FMAs and two vector loads in a cycle, each FMA ready after
+# four. Only ratios matter, so one set of constants serves all CPUs.
+
+cdef inline double tile_cycles(Py_ssize_t rows, int vectors) noexcept nogil:
+    """One channel of a tile: bound by FMAs, by loads, or by the latency of too few sums."""
+    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0) + 0.25
+
+
+cdef double rows_cycles(const Side* rows, int vectors) noexcept nogil:
+    """One channel of a column of tiles."""
+    return (rows.extra * tile_cycles(rows.base + 1, vectors)
+            + (rows.tiles - rows.extra) * tile_cycles(rows.base, vectors))
+
+
+cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
+    """Expected cycles of the whole layer on one thread."""
+    cdef const isa_t* isa = plan.isa
+    cdef const Side* lanes = &plan.pixel_side if plan.pixels_on_lanes else &plan.out_side
+    cdef const Side* rows = &plan.out_side if plan.pixels_on_lanes else &plan.pixel_side
+    cdef int tail = vectors_for(isa, lanes.n - (lanes.tiles - 1) * lanes.width)
+    cdef double channel = (lanes.tiles - 1) * rows_cycles(rows, plan.vectors) + rows_cycles(rows, tail)
+    cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, isa.lanes)
+    cdef double vectors_in = <double> p.pixels * p.depth / isa.lanes
+    cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
+    cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
+    # A tile that is stored by the kernel, through scratch, or transposed on its way.
+    cycles += vectors_out * (2.0 if p.plain and lanes_out else 6.0 if lanes_out else 12.0)
+    if plan.packed:
+        if plan.rowwise or p.x_step == sizeof(float):
+            cycles += vectors_in * (4.0 if p.transformed else 2.0)
+        elif p.x_channel_step == sizeof(float):
+            cycles += vectors_in * (8.0 if p.transformed else 6.0)
+        else:
+            cycles += vectors_in * isa.lanes * 2.0
+    elif plan.pixels_on_lanes:
+        # Channels far apart: each pass over the panel walks many pages and cache sets.
+        if p.x_channel_step >= 1024 or p.x_channel_step <= -1024:
+            cycles += vectors_in * min(rows.tiles - 1, 4) * 1.5
+    if p.weights_step:
+        cycles += <double> p.outs * p.depth / isa.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
+    return cycles * p.groups * p.spans
+
+
+cdef void choose_blocks(const Problem* p, Plan* plan) noexcept nogil:
+    """Blocks that stay in the second-level cache, then as many as it takes to keep all threads busy."""
+    cdef Py_ssize_t cache = cache_bytes[2]
+    cdef Py_ssize_t room = cache // 4 // sizeof(float)
+    cdef Py_ssize_t pixel_tile = ceil_div(p.pixels, plan.pixel_side.tiles)
+    cdef Py_ssize_t out_tile = ceil_div(p.outs, plan.out_side.tiles)
+    cdef Py_ssize_t tiles_in_block, best_pixels, best_outs, pixels, outs, units
+    cdef double busy, best_busy = 0.0
+
+    plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
+    tiles_in_block = max(1, min(MAX_TILES, room // max(1, plan.depth_block * pixel_tile)))
+    plan.pixel_blocks = ceil_div(plan.pixel_side.tiles, tiles_in_block)
+    plan.out_blocks = 1
+    if plan.depth_block < p.depth:
+        # Sums wait in scratch from one block of channels to the next.
+        tiles_in_block = min(tiles_in_block, plan.pixel_side.tiles) * pixel_tile
+        plan.out_blocks = ceil_div(plan.out_side.tiles, max(1, room // (tiles_in_block * out_tile)))
+    if p.threads > 1:
+        best_pixels = plan.pixel_blocks
+        best_outs = plan.out_blocks
+        for pixels in range(plan.pixel_blocks, min(plan.pixel_side.tiles, plan.pixel_blocks + 4 * p.threads) + 1):
+            for outs in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * p.threads) + 1):
+                units = p.spans * p.groups * pixels * outs
+                # The busiest thread's tiles, if units were dealt out in turn, against an even share.
+                busy = (<double> p.spans * p.groups * plan.pixel_side.tiles * plan.out_side.tiles / p.threads
+                        / (ceil_div(units, p.threads) * ceil_div(plan.pixel_side.tiles, pixels)
+                           * ceil_div(plan.out_side.tiles, outs)))
+                # More blocks mean that x or the weights are read again.
+                busy -= 0.002 * (pixels - plan.pixel_blocks) + 0.004 * (outs - plan.out_blocks)
+                if busy > best_busy:
+                    best_busy = busy
+                    best_pixels = pixels
+                    best_outs = outs
+        plan.pixel_blocks = best_pixels
+        plan.out_blocks = best_outs
+    plan.pixel_tiles = ceil_div(plan.pixel_side.tiles, plan.pixel_blocks)
+    plan.out_tiles = ceil_div(plan.out_side.tiles, plan.out_blocks)
+    plan.units = p.spans * p.groups * plan.pixel_blocks * plan.out_blocks
+    plan.threads = <int> max(1, min(p.threads, plan.units))
+
+
+cdef Plan choose_plan(const Problem* p) noexcept nogil:
+    """The cheapest of: which side lies on the lanes, how wide a tile, pixels read where they lie or packed."""
+    cdef Plan best, plan
+    cdef int on_lanes, packed, vectors
+    plan.isa = pwconv_isa(<int> p.isa)
+    best.cycles = -1.0
+    for on_lanes in range(2):
+        for vectors in range(1, MAX_VECTORS + 1):
+            if plan.isa.rows[vectors] == 0:
+                continue
+            for packed in range(2):
+                plan.pixels_on_lanes = on_lanes
+                plan.vectors = vectors
+                plan.packed = packed
+                plan.rowwise = not on_lanes and p.x_channel_step == sizeof(float)
+                if not packed and (p.transformed or not (plan.rowwise or p.x_step == sizeof(float))):
+                    continue
+                if on_lanes:
+                    plan.pixel_side = lanes_side(p.pixels, vectors * plan.isa.lanes)
+                    plan.out_side = rows_side(p.outs, plan.isa.rows[vectors])
+                else:
+                    plan.pixel_side = rows_side(p.pixels, plan.isa.rows[vectors])
+                    plan.out_side = lanes_side(p.outs, vectors * plan.isa.lanes)
+                plan.cycles = price(p, &plan)
+                if best.cycles < 0 or plan.cycles < best.cycles:
+                    best = plan
+    choose_blocks(p, &best)
+    return best
+
+
+# A direct-mapped cache: bounded, and a collision only costs making the plan again. Guarded by the GIL.
+cdef enum:
+    PLAN_SLOTS = 256
+
+cdef struct PlanSlot:
+    bint used
+    Problem problem
+    Plan plan
+
+cdef PlanSlot plan_slots[PLAN_SLOTS]
+
+
+cdef Plan plan_for(const Problem* p) noexcept:
+    cdef const Py_ssize_t* words = <const Py_ssize_t*> p
+    cdef uint64_t mixed = 0
+    cdef size_t i
+    for i in range(sizeof(Problem) // sizeof(Py_ssize_t)):
+        mixed = (mixed ^ <uint64_t> words[i]) * 0x9E3779B97F4A7C15ULL
+        mixed ^= mixed >> 29
+    cdef PlanSlot* slot = &plan_slots[mixed % PLAN_SLOTS]
+    if not slot.used or memcmp(&slot.problem, p, sizeof(Problem)) != 0:
+        slot.problem = p[0]
+        slot.plan = choose_plan(p)
+        slot.used = True
+    return slot.plan

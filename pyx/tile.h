@@ -1,0 +1,83 @@
+/* The register tile, written once: C[ROWS][VECTORS] += a (broadcast) * b (vector).
+
+   An instruction set's file defines LANES, vec, splat(), fmadd(), larger(), smaller(), the interleaves and TILES, and
+   includes all templates through isa_table.h.
+   The order of summation is fixed here and nowhere else: blocks of SUM_BLOCK channels, each one chain of FMAs from +0
+   in channel order; block sums added in ascending order. No edge changes it: tiles are always whole, what lies beyond
+   an edge is dropped when the tile is stored. */
+#include <math.h>
+#include <string.h>
+
+#include "isa.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Feature maps may lie at any byte address. */
+typedef float loose_float __attribute__((aligned(1), may_alias));
+typedef vec loose_vec __attribute__((aligned(1), may_alias));
+
+INLINE vec load(const void *p) {
+    return *(const loose_vec *)p;
+}
+
+INLINE void store(void *p, vec v) {
+    *(loose_vec *)p = v;
+}
+
+/* larger(a, b) is a > b ? a : b, so NaN in b passes. */
+INLINE vec clip(vec v, vec low, vec high) {
+    return smaller(high, larger(low, v));
+}
+
+INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A_ROWWISE) {
+    enum { LINE = 64 };
+    const ptrdiff_t pitch = VECTORS * LANES;
+    const char *b = t->b, *ahead = t->ahead;
+    /* One pointer for every three rows: the others are one and two steps away, which an address can add by itself. */
+    const char *a[(MAX_ROWS + 2) / 3];
+    const ptrdiff_t a_step = t->a_step, b_step = t->b_step, ahead_step = t->ahead_step;
+    ptrdiff_t left = t->depth;
+    int first = t->first;
+    vec sum[MAX_ROWS][MAX_VECTORS];
+
+    UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] = t->a + r * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
+    for (;;) {
+        const ptrdiff_t n = left < SUM_BLOCK ? left : SUM_BLOCK;
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = splat(0.0f);
+        for (ptrdiff_t k = 0; k < n; k++) {
+            vec lane[MAX_VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++) lane[v] = load(b + v * sizeof(vec));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const char *at = a[r / 3] + r % 3 * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
+                const vec row = splat(*(const loose_float *)at);
+                UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fmadd(row, lane[v], sum[r][v]);
+            }
+            UNROLL for (int i = 0; i < VECTORS * (int)sizeof(vec); i += LINE) __builtin_prefetch(ahead + i);
+            UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] += A_ROWWISE ? (ptrdiff_t)sizeof(float) : a_step;
+            b += b_step;
+            ahead += ahead_step;
+        }
+        left -= n;
+        if (!first) {
+            UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++)
+                sum[r][v] += load(t->partial + r * pitch + v * LANES);
+        }
+        if (left == 0 && t->last && t->y) break;
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++)
+            store(t->partial + r * pitch + v * LANES, sum[r][v]);
+        if (left == 0) return;
+        first = 0;
+    }
+
+    const vec low = splat(t->low), high = splat(t->high);
+    char *y = t->y;
+    const ptrdiff_t y_step = t->y_step;
+    if (t->bias_on_lanes) {
+        UNROLL for (int r = 0; r < ROWS; r++, y += y_step) UNROLL for (int v = 0; v < VECTORS; v++)
+            store(y + v * sizeof(vec), clip(sum[r][v] + load(t->bias + v * LANES), low, high));
+    } else {
+        UNROLL for (int r = 0; r < ROWS; r++, y += y_step) UNROLL for (int v = 0; v < VECTORS; v++)
+            store(y + v * sizeof(vec), clip(sum[r][v] + splat(t->bias[r]), low, high));
+    }
+}
