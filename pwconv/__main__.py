@@ -1,0 +1,49 @@
+"""``python -m pwconv``: the configuration, the demo and the benchmark."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pwconv
+from pwconv import demo
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status of the process."""
+    parser = argparse.ArgumentParser(prog="python -m pwconv", description="Pointwise (1x1) convolution on the CPU.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("config", help="print the configuration; so does no command at all")
+    demo_parser = commands.add_parser("demo", help="the two uses at work, checked against NumPy and timed beside it")
+    demo_parser.add_argument(
+        "image", nargs="?", type=Path, help="a picture: its label map and its reconstruction are written next to it"
+    )
+    # Listed here for --help; what follows the word is read by the benchmark's own parser.
+    commands.add_parser("bench", help="race the installed peers on the layers of published networks", add_help=False)
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["bench"]:
+        from pwconv import bench
+
+        return bench.main(words[1:])
+    arguments = parser.parse_args(words)
+    if arguments.command == "demo":
+        return demo.main(arguments.image)
+    pwconv.show_config()
+    return 0
+
+
+if __name__ == "__main__":
+    # A file's name may hold what the terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. The interpreter flushes once more on its way out: let it not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

@@ -1,0 +1,381 @@
+"""What pointwise convolutions are for, on inputs whose answers are known: ``python -m pwconv demo [IMAGE]``.
+
+All work goes through the public interface. NumPy is enough; a picture of one's own needs Pillow.
+"""
+
+import math
+import shutil
+import statistics
+import sys
+import textwrap
+import time
+import timeit
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import pwconv
+
+# ---- the page: plain ASCII, since in many a terminal of the far east a multiplication sign is two columns wide
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 80)
+
+
+def say(text: str) -> None:
+    print(textwrap.fill(text, _width(), break_long_words=False), end="\n\n")
+
+
+def heading(text: str) -> None:
+    print(text, "-" * len(text), sep="\n")
+
+
+def _table(*groups: list[dict[str, str]]) -> None:
+    """The first column to the left, the others to the right; where that is too wide, a short list for each row."""
+    rows = [row for group in groups for row in group]
+    first, *others = rows[0]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    if sum(widths.values()) + 2 * len(others) <= _width():
+
+        def show(row: dict[str, str]) -> None:
+            print(row[first].ljust(widths[first]), *(row[name].rjust(widths[name]) for name in others), sep="  ")
+
+        show({name: name for name in rows[0]})
+    else:
+
+        def show(row: dict[str, str]) -> None:
+            print(row[first], *(f"  {name}: {row[name]}" for name in others), sep="\n")
+
+    for group in groups:
+        for row in group:
+            show(row)
+        print()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+# ---- checks
+
+ROUNDS = 5
+
+
+class Check(NamedTuple):
+    """A layer beside its NumPy twin: seconds for one call, the largest error as a share of the largest value."""
+
+    layer: str
+    seconds: float
+    numpy_seconds: float
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x: np.ndarray) -> list[Check]:
+    """Check `make_layer(layout=...)` on the map `x` (N, C, H, W) and on the same map with its channels last."""
+    checks = []
+    for layout, axes in {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}.items():
+        layer, twin = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
+        map_ = np.ascontiguousarray(x.transpose(axes))
+        checks.append(
+            Check(
+                f"{name}  {layout}",
+                _median_seconds(partial(layer, map_)),
+                _median_seconds(partial(twin, map_)),
+                pwconv.verify(layer, map_).relative_error,
+                # float32 sums of K products are off by about sqrt(K) roundings of 6e-8 each
+                1e-7 * (4 * math.sqrt(layer.in_channels) + 8),
+            )
+        )
+    return checks
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    """The median time of a call."""
+    # It runs untimed at first, since the workers of the library that was called before spin for up to 0.1 s.
+    start, warm_up = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.12:
+        call()
+        warm_up += 1
+    number = 1 + warm_up // 60
+    return statistics.median(timeit.repeat(call, number=number, repeat=ROUNDS)) / number
+
+
+def _show_checks(checks: Iterable[Check]) -> None:
+    _table(
+        [
+            {
+                "layer": check.layer,
+                "pwconv": _duration(check.seconds),
+                "NumPy": _duration(check.numpy_seconds),
+                "ratio": f"{check.numpy_seconds / check.seconds:.2f}",
+                "error": f"{check.error:.0e}",
+                "check": "ok" if check.passed else "WRONG",
+            }
+            for check in checks
+        ]
+    )
+
+
+def nearest_prototype(prototypes: np.ndarray, **options: Any) -> pwconv.PointwiseConv:
+    """A linear classifier whose largest score belongs to the prototype, a row of (classes, C), nearest to the pixel.
+
+    |x - p|^2 = |x|^2 - 2 (p.x - |p|^2 / 2), and |x|^2 is the same for every class.
+    """
+    return pwconv.PointwiseConv(prototypes, -0.5 * (prototypes**2).sum(axis=1), **options)
+
+
+# ---- use 1: a classifier for every pixel
+
+
+def made_scene(
+    rng: np.random.Generator, *, classes: int, channels: int, size: int, noise: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patches of known classes, each pixel being its class's prototype under noise.
+
+    Returns x (1, channels, size, size), the truth (size, size) and the prototypes (classes, channels).
+    """
+    prototypes = rng.standard_normal((classes, channels), dtype=np.float32)
+    centres = size * rng.random((2, 3 * classes, 1, 1))
+    row, column = np.indices((size, size))
+    truth = np.hypot(row - centres[0], column - centres[1]).argmin(axis=0) % classes
+    x = noise * rng.standard_normal((1, channels, size, size), dtype=np.float32)
+    x += np.moveaxis(prototypes[truth], -1, 0)
+    return x, truth, prototypes
+
+
+def _drawing(labels: np.ndarray, rows: int, columns: int) -> str:
+    """A sample of a label map, one letter for each class."""
+    height, width = labels.shape
+    sample = labels[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
+    return "\n".join("".join(chr(ord("a") + label) for label in line) for line in sample)
+
+
+def _pixel_classifier(rng: np.random.Generator) -> tuple[list[Check], bool]:
+    classes, channels, size, noise = 21, 256, 128, 3
+    x, truth, prototypes = made_scene(rng, classes=classes, channels=channels, size=size, noise=noise)
+    labels = nearest_prototype(prototypes)(x)[0].argmax(axis=0)
+    right = np.count_nonzero(labels == truth)
+
+    heading("1  A classifier for every pixel")
+    say(
+        f"A score layer, {channels} channels to {classes} classes, on a made scene of {size}x{size} pixels whose truth"
+        f" is known and whose noise is {noise} times the signal in every single channel. A pixel's label, here a"
+        f" letter, is the class of its largest score: {right:,} of {truth.size:,} are right ({right / truth.size:.2%})."
+    )
+    print(textwrap.indent(_drawing(labels, 12, min(64, _width() - 2)), "  "), end="\n\n")
+    checks = _both_layouts(f"{channels} -> {classes}  {size}x{size}", partial(nearest_prototype, prototypes), x)
+    _show_checks(checks)
+    return checks, bool(right > 0.99 * truth.size)
+
+
+# ---- use 2: fewer channels
+
+
+class Conv(NamedTuple):
+    """A convolution that keeps the size of its map."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int = 1
+
+
+class Stage(NamedTuple):
+    """A 3x3 layer on maps of `size` x `size`: as it is, and with 1x1 layers around it."""
+
+    size: int
+    plain: tuple[Conv, ...]
+    reduced: tuple[Conv, ...]
+
+
+STAGES = (
+    Stage(56, (Conv(128, 128, 3),), (Conv(128, 10), Conv(10, 128, 3))),
+    Stage(56, (Conv(256, 256, 3),), (Conv(256, 64), Conv(64, 64, 3), Conv(64, 256))),
+    Stage(7, (Conv(128, 128, 3),), (Conv(128, 10), Conv(10, 128, 3))),
+)
+
+
+class Cost(NamedTuple):
+    """What a path of convolutions takes; `activations` are the elements of the map that its 3x3 layer reads."""
+
+    multiply_adds: int
+    weights: int
+    activations: int
+
+
+def cost(size: int, path: tuple[Conv, ...]) -> Cost:
+    """The cost of `path` on maps of `size` x `size`."""
+    weights = sum(conv.in_channels * conv.out_channels * conv.kernel**2 for conv in path)
+    activations = sum(size**2 * conv.in_channels for conv in path if conv.kernel > 1)
+    return Cost(size**2 * weights, weights, activations)
+
+
+def _costs(stage: Stage) -> list[dict[str, str]]:
+    def name(path: tuple[Conv, ...]) -> str:
+        steps = [f" -> {conv.out_channels}" if conv.kernel == 1 else f" -> 3x3 -> {conv.out_channels}" for conv in path]
+        return f"{stage.size}x{stage.size}x{path[0].in_channels}" + "".join(steps)
+
+    plain, reduced = cost(stage.size, stage.plain), cost(stage.size, stage.reduced)
+    lines = {
+        name(stage.plain): [f"{count:,}" for count in plain],
+        name(stage.reduced): [f"{count:,}" for count in reduced],
+        "  saves": [f"{1 - after / before:.0%}" for before, after in zip(plain, reduced, strict=True)],
+    }
+    columns = [field.replace("_", "-") for field in Cost._fields]
+    return [{"path": line, **dict(zip(columns, counts, strict=True))} for line, counts in lines.items()]
+
+
+def _channel_reduction(rng: np.random.Generator) -> list[Check]:
+    early, late = STAGES[0], STAGES[-1]
+    saved = {
+        stage: cost(stage.size, stage.plain).activations - cost(stage.size, stage.reduced).activations
+        for stage in (early, late)
+    }
+
+    heading("2  Fewer channels before a costly layer")
+    say(
+        "A 1x1 layer in front of a 3x3 layer thins the map that this has to read (its activations); in a ResNet"
+        " bottleneck a second one widens the map again."
+    )
+    _table(*(_costs(stage) for stage in STAGES))
+    say(
+        f"Where it saves little: on the late {late.size}x{late.size} map the shares are the same, yet {saved[late]:,}"
+        f" activations are saved in place of {saved[early]:,}. The small map was cheap before."
+    )
+    checks = []
+    for stage in STAGES:
+        for conv in stage.reduced:
+            if conv.kernel == 1:
+                x = rng.standard_normal((1, conv.in_channels, stage.size, stage.size), dtype=np.float32)
+                weight = rng.standard_normal((conv.out_channels, conv.in_channels), dtype=np.float32)
+                bias = rng.standard_normal(conv.out_channels, dtype=np.float32)
+                checks += _both_layouts(
+                    f"{conv.in_channels} -> {conv.out_channels}  {stage.size}x{stage.size}",
+                    partial(pwconv.PointwiseConv, weight, bias, activation="relu"),
+                    x,
+                )
+    _show_checks(checks)
+    return checks
+
+
+# ---- both uses on a picture
+
+
+def find_colours(pixels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """At most `count` colours that stand for the `pixels` (P, 3), by k-means; fewer where the picture has fewer."""
+    colours = rng.choice(pixels, 1)
+    while len(colours) < count:
+        distance = ((pixels[:, None] - colours) ** 2).sum(axis=-1, dtype=np.float64).min(axis=1)
+        if not distance.any():
+            break
+        colours = np.vstack([colours, rng.choice(pixels, 1, p=distance / distance.sum())])
+    for _ in range(20):
+        labels = nearest_prototype(colours, layout="NC")(pixels).argmax(axis=1)
+        colours = np.stack([pixels[labels == k].mean(axis=0) for k in np.unique(labels)])
+    return colours
+
+
+def principal_components(samples: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (C,) of the `samples` (P, C), and the `count` directions (count, C) along which they vary most."""
+    mean = samples.mean(axis=0, dtype=np.float64)
+    centred = samples - mean
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return mean.astype(np.float32), directions[:, : -count - 1 : -1].T.astype(np.float32)
+
+
+def to_blocks(picture: np.ndarray, edge: int) -> np.ndarray:
+    """A picture (H, W, C) as a map of blocks (H / edge, W / edge, edge * edge * C)."""
+    height, width, channels = picture.shape
+    blocks = picture.reshape(height // edge, edge, width // edge, edge, channels).swapaxes(1, 2)
+    return blocks.reshape(height // edge, width // edge, edge * edge * channels)
+
+
+def from_blocks(blocks: np.ndarray, edge: int) -> np.ndarray:
+    """The picture of which `to_blocks` made `blocks`."""
+    rows, columns, channels = blocks.shape
+    picture = blocks.reshape(rows, columns, edge, edge, channels // edge**2).swapaxes(1, 2)
+    return picture.reshape(rows * edge, columns * edge, channels // edge**2)
+
+
+def _picture_demo(path: Path, rng: np.random.Generator) -> list[Check]:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        picture = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.float32) / 255
+    height, width, _ = picture.shape
+
+    colours = find_colours(rng.choice(picture.reshape(-1, 3), 4096), 8, rng)
+    labels = nearest_prototype(colours, layout="HWC")(picture).argmax(axis=-1)
+    label_map = Image.fromarray(labels.astype(np.uint8))
+    label_map.putpalette((255 * colours).round().astype(np.uint8).tobytes())
+    labels_path = path.with_name(f"{path.stem}.labels.png")
+    label_map.save(labels_path)
+
+    edge, kept = 3, 6
+    blocks = to_blocks(np.pad(picture, ((0, -height % edge), (0, -width % edge), (0, 0)), mode="edge"), edge)
+    mean, directions = principal_components(blocks.reshape(-1, blocks.shape[-1]), kept)
+    reduce = partial(pwconv.PointwiseConv, directions, -directions @ mean)
+    widen = partial(pwconv.PointwiseConv, directions.T, mean)
+    components = reduce(layout="HWC")(blocks)
+    rebuilt = from_blocks(widen(layout="HWC")(components), edge)[:height, :width]
+    error = np.sqrt(np.mean((rebuilt - picture) ** 2))
+    rebuilt_path = path.with_name(f"{path.stem}.reduced.png")
+    Image.fromarray((255 * rebuilt).round().clip(0, 255).astype(np.uint8)).save(rebuilt_path)
+
+    heading(f"{path.name}, {width}x{height}")
+    say(f"A classifier for every pixel: its label is the nearest of the colours found in the picture ({len(colours)}).")
+    print(f"  label map: {labels_path}\n")
+    say(
+        f"Fewer channels: blocks of {edge}x{edge} pixels are a map of {blocks.shape[-1]} channels. One 1x1 layer"
+        f" reduces them to their {kept} principal components, another brings them back with an RMS error of"
+        f" {255 * error:.1f} of 255 levels."
+    )
+    print(f"  rebuilt picture: {rebuilt_path}\n")
+    checks = []
+    for name, layer, map_ in (
+        (f"3 -> {len(colours)}", partial(nearest_prototype, colours), picture),
+        (f"{blocks.shape[-1]} -> {kept}", reduce, blocks),
+        (f"{kept} -> {blocks.shape[-1]}", widen, components),
+    ):
+        checks += _both_layouts(f"{name}  {map_.shape[1]}x{map_.shape[0]}", layer, map_[None].transpose(0, 3, 1, 2))
+    _show_checks(checks)
+    return checks
+
+
+def main(image: Path | None = None) -> int:
+    """Run the demo, on a picture if one is given.
+
+    Returns 0 if every check is passed, 1 if one is not, and 2 if the picture cannot be read or written.
+    """
+    rng = np.random.default_rng(20140)
+    settings = pwconv.config()
+    engine = settings["isa"]["active"] if settings["backend"] == "native" else "NumPy itself, without the engine"
+    say(
+        f"pwconv {pwconv.__version__} ({engine}; threads: {settings['threads']}) beside its fallback in NumPy"
+        f" {np.__version__} (threads: as its BLAS takes). Times are medians of {ROUNDS} rounds; errors are shares of"
+        f" the largest value."
+    )
+    labels_are_right = True
+    if image is None:
+        checks, labels_are_right = _pixel_classifier(rng)
+        checks += _channel_reduction(rng)
+    else:
+        try:
+            checks = _picture_demo(image, rng)
+        except ImportError:
+            print("demo IMAGE needs Pillow: python -m pip install pillow", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"demo IMAGE: {error}", file=sys.stderr)
+            return 2
+    wrong = sum(not check.passed for check in checks) + (not labels_are_right)
+    print(f"Checks that failed: {wrong}" if wrong else f"All {len(checks)} layers agree with NumPy.")
+    return int(wrong > 0)

@@ -1,0 +1,230 @@
+"""The command line and the demo: what it prints is right, fits the page, and a wrong result fails it."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.decomposition import PCA
+
+import pwconv
+from pwconv import __main__ as command_line
+from pwconv import demo
+
+
+@pytest.fixture
+def no_clock(monkeypatch):
+    """Run what would be timed once."""
+    monkeypatch.setattr(demo, "_median_seconds", lambda call: (call(), 1e-3)[1])
+
+
+def run(*words, **environment):
+    """Run ``python -m pwconv`` as a user in a pipe would."""
+    return subprocess.run(
+        [sys.executable, "-m", "pwconv", *map(str, words)],
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="ascii",
+        check=False,
+    )
+
+
+# ---- the command line
+
+
+def test_no_command_prints_the_configuration(capsys):
+    assert command_line.main([]) == 0
+    printed = capsys.readouterr().out
+    pwconv.show_config()
+    assert printed == capsys.readouterr().out
+    assert pwconv.__version__ in printed
+    assert command_line.main(["config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_bench_gets_its_own_words(monkeypatch):
+    words = []
+    bench = types.SimpleNamespace(main=lambda argv: words.extend(argv) or 3)
+    monkeypatch.setitem(sys.modules, "pwconv.bench", bench)
+    monkeypatch.setattr(pwconv, "bench", bench, raising=False)
+    assert command_line.main(["bench", "--threads", "1", "--help"]) == 3
+    assert words == ["--threads", "1", "--help"]
+
+
+def test_unknown_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(["dmeo"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'dmeo'" in capsys.readouterr().err
+
+
+def test_a_reader_who_leaves_early_sees_no_traceback():
+    process = subprocess.Popen([sys.executable, "-m", "pwconv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+# ---- the demo
+
+
+def test_demo_page():
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        status = command_line.main(["demo"])
+    text = page.getvalue()
+    assert status == 0
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.index("A classifier for every pixel") < text.index("Fewer channels")
+    checked = [line for line in text.splitlines() if line.endswith("  ok")]
+    assert ["  ".join(line.split("  ")[:3]) for line in checked] == [
+        f"{layer}  {layout}"
+        for layer in (
+            "256 -> 21  128x128",
+            "128 -> 10  56x56",
+            "256 -> 64  56x56",
+            "64 -> 256  56x56",
+            "128 -> 10  7x7",
+        )
+        for layout in ("NCHW", "NHWC")
+    ]
+    assert text.endswith("All 10 layers agree with NumPy.\n")
+
+
+def test_demo_in_a_narrow_pipe():
+    result = run("demo", COLUMNS="40", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert max(map(len, result.stdout.splitlines())) <= 40
+    assert "128 -> 10  56x56  NHWC\n  pwconv: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(np.nan, 1), (np.inf, 1), (1e-3, 1), (2e-6, 0), (0.0, 0)], ids=lambda value: f"{value}"
+)
+def test_a_wrong_result_fails_the_demo(monkeypatch, capsys, no_clock, error, status):
+    verify = pwconv.verify
+    monkeypatch.setattr(pwconv, "verify", lambda layer, x: dataclasses.replace(verify(layer, x), relative_error=error))
+    assert demo.main() == status
+    text = capsys.readouterr().out
+    assert text.count("WRONG\n") == 10 * status
+    assert ("Checks that failed: 10\n" in text) == bool(status)
+
+
+def test_wrong_labels_fail_the_demo(monkeypatch, capsys, no_clock):
+    classifier = demo.nearest_prototype
+    monkeypatch.setattr(
+        demo, "nearest_prototype", lambda prototypes, **options: classifier(prototypes[::-1].copy(), **options)
+    )
+    assert demo.main() == 1
+    assert "Checks that failed: 1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "path", "expected"),
+    [
+        (56, [(128, 128, 3)], (462_422_016, 147_456, 401_408)),
+        (56, [(128, 10, 1), (10, 128, 3)], (40_140_800, 12_800, 31_360)),
+        (56, [(256, 256, 3)], (1_849_688_064, 589_824, 802_816)),
+        (56, [(256, 64, 1), (64, 64, 3), (64, 256, 1)], (218_365_952, 69_632, 200_704)),
+        (7, [(128, 128, 3)], (7_225_344, 147_456, 6_272)),
+        (7, [(128, 10, 1), (10, 128, 3)], (627_200, 12_800, 490)),
+    ],
+)
+def test_costs(size, path, expected, monkeypatch, capsys, no_clock):
+    """Worked out by hand: (size k)^2 in out multiply-adds, k^2 in out weights, size^2 in elements read by the 3x3."""
+    assert demo.cost(size, tuple(demo.Conv(*conv) for conv in path)) == expected
+    demo.main()
+    assert any(
+        line.split()[-3:] == [f"{count:,}" for count in expected] for line in capsys.readouterr().out.splitlines()
+    )
+
+
+def test_nearest_prototype_is_the_nearest():
+    rng = np.random.default_rng(1)
+    x, truth, prototypes = demo.made_scene(rng, classes=26, channels=64, size=40, noise=0.5)
+    assert np.unique(truth).size == 26
+    distance = ((x[0, None].astype(np.float64) - prototypes[:, :, None, None]) ** 2).sum(axis=1)
+    np.testing.assert_array_equal(demo.nearest_prototype(prototypes)(x)[0].argmax(axis=0), distance.argmin(axis=0))
+    np.testing.assert_array_equal(distance.argmin(axis=0), truth)
+
+
+# ---- the demo on a picture
+
+
+def test_picture(tmp_path, capsys, no_clock):
+    """Four stripes: four labels, in the stripes' own colours; six components are enough for all blocks there are."""
+    colours = np.array([[200, 30, 30], [30, 160, 60], [20, 40, 220], [240, 240, 200]], np.uint8)
+    stripes = np.repeat(np.repeat([0, 1, 2, 3], [5, 4, 7, 6])[None], 10, axis=0)
+    Image.fromarray(colours[stripes]).save(tmp_path / "photo.bmp")
+    assert command_line.main(["demo", str(tmp_path / "photo.bmp")]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith("All 6 layers agree with NumPy.\n")
+
+    labels, rebuilt = Image.open(tmp_path / "photo.labels.png"), Image.open(tmp_path / "photo.reduced.png")
+    assert labels.mode == "P"
+    assert np.unique(np.asarray(labels)).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(np.asarray(labels.convert("RGB")), colours[stripes])
+    np.testing.assert_allclose(np.asarray(rebuilt, float), colours[stripes], atol=1)
+    assert f"label map: {tmp_path / 'photo.labels.png'}\n" in text
+    assert f"rebuilt picture: {tmp_path / 'photo.reduced.png'}\n" in text
+
+
+def test_picture_of_a_single_pixel(tmp_path, no_clock):
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "dot.png")
+    assert demo.main(tmp_path / "dot.png") == 0
+    for name in ("dot.labels.png", "dot.reduced.png"):
+        assert Image.open(tmp_path / name).convert("RGB").getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_picture_name_that_the_terminal_cannot_show(tmp_path):
+    Image.new("RGB", (6, 6)).save(tmp_path / "写真.png")
+    result = run("demo", tmp_path / "写真.png", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "写真.labels.png").exists()
+
+
+def test_without_pillow(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert demo.main(tmp_path / "photo.png") == 2
+    assert "needs Pillow: python -m pip install pillow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"not a picture"], ids=["missing", "no picture"])
+def test_unreadable_picture(content, capsys, tmp_path):
+    path = tmp_path / "photo.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert demo.main(path) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_blocks():
+    picture = np.random.default_rng(2).random((6, 9, 2))
+    blocks = demo.to_blocks(picture, 3)
+    for row, column in np.ndindex(2, 3):
+        block = picture[3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        np.testing.assert_array_equal(blocks[row, column], block.ravel())
+    np.testing.assert_array_equal(demo.from_blocks(blocks, 3), picture)
+
+
+def test_principal_components_are_those_of_scikit_learn():
+    rng = np.random.default_rng(3)
+    samples = (rng.standard_normal((500, 5)) @ rng.standard_normal((5, 8)) + rng.standard_normal(8)).astype(np.float32)
+    mean, directions = demo.principal_components(samples, 3)
+    truth = PCA(3).fit(samples.astype(np.float64))
+    np.testing.assert_allclose(mean, truth.mean_, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.abs((directions * truth.components_).sum(axis=1)), 1, rtol=1e-5)
+
+
+def test_find_colours_stops_where_the_picture_has_no_more():
+    rng = np.random.default_rng(4)
+    colours = rng.random((5, 3), dtype=np.float32)
+    found = demo.find_colours(rng.choice(colours, 300), 8, rng)
+    np.testing.assert_allclose(found[found[:, 0].argsort()], colours[colours[:, 0].argsort()], rtol=1e-5)
