@@ -22,6 +22,7 @@ Float32Array: TypeAlias = NDArray[np.float32]
 ActivationLike: TypeAlias = str | tuple[str | float, ...] | None
 StrideLike: TypeAlias = int | Sequence[int]
 
+MAX_AXES = 16
 NAMED_LAYOUTS = ("channels_first", "channels_last")
 WEIGHT_LAYOUTS = ("OI", "IO")
 PRECISIONS = ("highest", "high", "medium")
@@ -125,7 +126,7 @@ def parse_activation(value: ActivationLike, name: str) -> Activation:
         return ACTIVATIONS[function]
     if function == "leaky_relu" and len(parameters) == 1:
         slope = _real(parameters[0], f"the slope of {name}")
-        if not abs(slope) <= np.finfo(np.float32).max:
+        if not abs(slope) <= float(np.finfo(np.float32).max):
             raise ValueError(f"the slope of {name} must be finite in float32, got {slope}")
         return Activation(LEAKY_RELU, slope)
     if function == "clip" and len(parameters) == 2:
@@ -137,15 +138,15 @@ def parse_activation(value: ActivationLike, name: str) -> Activation:
 
 
 def positive_int(value: Any, name: str) -> int:
-    """Return an integer of at least 1 that fits 64 bits; a bool is not a number here."""
+    """Return an integer from 1 to `runtime.LARGEST_INT`; a bool is not a number here."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be an integer, got {_kind(value)}")
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {_kind(value)}") from None
-    if not 1 <= number <= sys.maxsize:
-        raise ValueError(f"{name} must be at least 1 and fit 64 bits, got {number}")
+    if not 1 <= number <= runtime.LARGEST_INT:
+        raise ValueError(f"{name} must be from 1 to {runtime.LARGEST_INT}, got {number}")
     return number
 
 
@@ -159,14 +160,14 @@ def _parse_layout(value: Any) -> str:
     layout = _string(value, "layout")
     letters_are_good = (
         set(layout) <= set(string.ascii_uppercase)
-        and len(set(layout)) == len(layout)
+        and len(set(layout)) == len(layout) <= MAX_AXES
         and "C" in layout
         and layout.find("N") <= 0
     )
     if layout not in NAMED_LAYOUTS and not letters_are_good:
         raise ValueError(
-            "layout must name every axis of x by a capital letter of its own (C once, N at most once and first, "
-            f"the others spatial) or be 'channels_first' or 'channels_last', got {layout!r}"
+            f"layout must name every axis of x (at most {MAX_AXES}) by a capital letter of its own (C once, N at most "
+            f"once and first, the others spatial) or be 'channels_first' or 'channels_last', got {layout!r}"
         )
     return layout
 
@@ -286,7 +287,8 @@ def check_call(
         num_threads=None if num_threads is None else positive_int(num_threads, "num_threads"),
     )
     if call.out is None:
-        if math.prod(out_shape) > sys.maxsize // array.itemsize:
+        # As NumPy counts: no axis may be beyond addresses, even if another one is empty.
+        if math.prod(size or 1 for size in out_shape) > sys.maxsize // array.itemsize:
             raise MemoryError(f"a result of shape {out_shape} does not fit into memory")
     else:
         _check_out(call.out, out)
@@ -322,9 +324,9 @@ def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
     """Return layout letters, result letters and one stride per spatial axis for an `x` with `ndim` axes."""
     layout, out_layout, stride = spec.layout, spec.out_layout, spec.stride
     if layout in NAMED_LAYOUTS:
-        if not 2 <= ndim <= 2 + len(_SPATIAL_LETTERS):
-            raise ValueError(f"x must have a batch and a channel axis for layout={layout!r}, got {ndim} axes")
-        layout = _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[len(_SPATIAL_LETTERS) + 2 - ndim :])
+        if not 2 <= ndim <= MAX_AXES:
+            raise ValueError(f"x must have 2 (batch, channels) to {MAX_AXES} axes for layout {layout!r}, got {ndim}")
+        layout = _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[MAX_AXES - ndim :])
     elif ndim != len(layout):
         raise ValueError(f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}")
     spatial = _spatial(layout)
@@ -349,7 +351,7 @@ def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
 
 
 # A named layout takes the last letters, so that four axes are N, C, H, W in some order. (Three are N, C, L.)
-_SPATIAL_LETTERS = "ABEFGIJKLMOPQRSTUVXYZDHW"
+_SPATIAL_LETTERS = "PQRSTUVXYZADHW"
 
 
 def _named_layout(name: str, batch: str, spatial: str) -> str:

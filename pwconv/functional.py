@@ -86,8 +86,7 @@ def pointwise_conv(
     approximation by tanh (Hendrycks and Gimpel, 2016); hardsigmoid is clip(v / 6 + 1/2, 0, 1) and hardswish v times
     that (Howard et al., "Searching for MobileNetV3", 2019).
     """
-    compute = _auto if backend == "auto" else _numpy if backend == "numpy" else _native
-    return compute(
+    return _compute(
         x,
         weight,
         bias,
@@ -109,16 +108,15 @@ def pointwise_conv(
     )
 
 
-def _numpy(x: Any, weight: Any, bias: Any, *options: Any) -> NDArray[Any]:
+def _by_numpy(x: Any, weight: Any, bias: Any, *options: Any) -> NDArray[Any]:
     """Take the arguments as the engine does, all by position."""
     return reference.pointwise_conv(x, weight, bias, **dict(zip(_OPTIONS, options, strict=True)))
 
 
 _OPTIONS = tuple(inspect.signature(pointwise_conv).parameters)[3:]
 
-# Chosen once, so that a native call costs no look-up. NumPy's twin explains a backend that is missing or unknown.
-_native = _numpy if runtime.engine is None else runtime.engine.pointwise_conv
-_auto = _native if runtime.resolve_backend("auto") == "native" else _numpy
+# Chosen once, so that a call costs no look-up. (For backend="numpy" the engine itself turns to the reference.)
+_compute = _by_numpy if runtime.engine is None else runtime.engine.pointwise_conv
 
 
 @dataclass(frozen=True, repr=False)

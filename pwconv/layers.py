@@ -5,7 +5,7 @@ import pickle
 import zlib
 from typing import Any, Self
 
-from pwconv import reference, runtime
+from pwconv import runtime
 from pwconv.arguments import (
     ActivationLike,
     Float32Array,
@@ -17,10 +17,13 @@ from pwconv.arguments import (
     weight_matrix,
 )
 
-_Layer: Any = reference.Layer if runtime.engine is None else runtime.engine.Layer
+if runtime.engine is None:
+    from pwconv.reference import Layer
+else:
+    from pwconv._engine import Layer  # type: ignore[assignment]
 
 
-class PointwiseConv(_Layer):
+class PointwiseConv(Layer):
     """A pointwise (1x1) convolution that packs its weights once.
 
     Called as `layer(x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,

@@ -97,8 +97,8 @@ class Plan(NamedTuple):
         )
 
 
-def plan_layer(layer: Any, shape: tuple[int, ...]) -> Plan:
-    """Describe how `call_layer` computes a layer on an input of this shape."""
+def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = None) -> Plan:
+    """Describe how `call_layer` computes a layer on an input of this shape; `num_threads` is NumPy's own affair."""
     spec, matrix = layer.spec, layer.matrix
     call = arguments.check_shape(spec, matrix.shape, shape)
     sizes = dict(zip(call.out_layout, call.out_shape, strict=True))

@@ -19,6 +19,8 @@ except ImportError as error:
     engine = None  # type: ignore[assignment]
     _missing = f"the compiled engine of pwconv cannot be imported ({error})"
 
+LARGEST_INT = 2**30 - 1  # of any count or stride: it fits a C int, and so does its double
+
 # Backend --------------------------------------------------------------------------------------------------------------
 
 
@@ -134,8 +136,8 @@ def _initial_threads() -> Threads:
     text = os.environ.get("PWCONV_NUM_THREADS")
     if not text:
         return default_threads()
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"PWCONV_NUM_THREADS must be a positive integer, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_INT:
+        raise ValueError(f"PWCONV_NUM_THREADS must be an integer from 1 to {LARGEST_INT}, got {text!r}")
     return Threads(int(text), "PWCONV_NUM_THREADS")
 
 
