@@ -1,0 +1,85 @@
+"""What all tests share: the compiled engine, each instruction set in turn, and a summary that hides nothing."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The forced instruction set is a function-scoped fixture that all examples of a test share on purpose.
+_COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Every change runs the same examples; ``--hypothesis-profile=long`` looks for new ones.
+settings.register_profile("short", _COMMON, max_examples=60, derandomize=True, database=None)
+settings.register_profile("long", _COMMON, max_examples=3000)
+settings.load_profile("short")
+
+
+def _load_engine():
+    """The compiled engine and, if there is none, why."""
+    try:
+        return importlib.import_module("pwconv._engine"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+_ENGINE, _PROBLEM = _load_engine()
+
+
+def pytest_sessionstart(session):
+    """Without the engine every test would pass judgement on the NumPy fallback: refuse to start."""
+    if _ENGINE is None:
+        pytest.exit(
+            "pwconv._engine, the compiled part of pwconv, cannot be imported, so there is nothing to test: "
+            f"build it first with `pip install -e '.[test]'` ({_PROBLEM})",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+
+
+@pytest.fixture
+def engine():
+    """The compiled module."""
+    return _ENGINE
+
+
+def _supported():
+    return () if _ENGINE is None else _ENGINE.isa_supported()
+
+
+def _forced(request):
+    """Force the instruction set in ``request.param`` while a test runs, and leave a note for the summary."""
+    request.node.user_properties.append(("isa", request.param))
+    before = _ENGINE.isa_active()
+    _ENGINE.set_isa(request.param)
+    yield request.param
+    _ENGINE.set_isa(before)
+
+
+@pytest.fixture(params=_supported())
+def isa(request):
+    """Each instruction set that this machine supports, in turn."""
+    yield from _forced(request)
+
+
+@pytest.fixture(params=[name for name in _supported() if name != "baseline"])
+def fma_isa(request):
+    """Each instruction set with fused multiply-add, in turn: those that the same-bits rule covers."""
+    yield from _forced(request)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which instruction sets ran and what was skipped why."""
+    ran, skipped = collections.Counter(), collections.Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            ran.update(value for key, value in report.user_properties if key == "isa")
+    for report in terminalreporter.getreports("skipped"):
+        skipped[report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)] += 1
+    terminalreporter.section("pwconv")
+    counts = ", ".join(f"{name} ({ran[name]} tests)" for name in _supported() if ran[name])
+    terminalreporter.write_line(f"instruction sets exercised: {counts or 'none on purpose'}")
+    for reason, count in sorted(skipped.items()):
+        terminalreporter.write_line(f"skipped {count}: {reason.removeprefix('Skipped: ')}")
+    if not skipped:
+        terminalreporter.write_line("skipped: none")

@@ -1,0 +1,158 @@
+"""Every pointwise layer of six published networks, on a photograph, against onnxruntime.
+
+The onnx package carries the networks as graphs whose weights are one constant each. A constant would hide every mix-up
+of channels, so all weights get seeded random numbers first, scaled so that signals neither explode nor vanish.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx.backend.test
+import onnxruntime
+import oracle
+import pytest
+import skimage
+from onnx import helper, numpy_helper
+
+import pwconv
+
+NETWORKS = ("resnet50", "inception_v1", "inception_v2", "densenet121", "squeezenet", "shufflenet")
+LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
+
+
+class Node(NamedTuple):
+    """A Conv node with a 1x1 kernel, what it read and what onnxruntime made of it (NCHW)."""
+
+    name: str
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+    options: dict[str, int | tuple[int, ...]]
+    y: np.ndarray
+
+    def truth(self) -> oracle.Truth:
+        """onnxruntime's result, and how far from it another float32 result may be.
+
+        Whatever its order, onnxruntime's sum of K products and a bias is off by at most
+        (K + 4) u (sum |w| |x| + |bias|), ours by its own bound.
+        """
+        channels = self.weight.shape[1]
+        bias = None if self.bias is None else np.abs(self.bias)
+        reach = oracle.pointwise(np.abs(self.x), np.abs(self.weight), bias, **self.options).value
+        allowed = (oracle.chain_bound(channels) + channels + 4) * oracle.UNIT * reach
+        return oracle.Truth(self.y.astype(np.float64), allowed)
+
+
+def load(network: str) -> onnx.ModelProto:
+    return onnx.load(LIGHT / f"light_{network}.onnx")
+
+
+def attributes(node: onnx.NodeProto) -> dict:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def pointwise_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The Conv nodes whose kernel is a single pixel."""
+    convolutions = (node for node in model.graph.node if node.op_type == "Conv")
+    return [node for node in convolutions if set(attributes(node)["kernel_shape"]) == {1}]
+
+
+def randomise(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Replace every weight by seeded random numbers that fit its purpose; returns them by name."""
+    rng = np.random.default_rng(2014)
+    graph = model.graph
+    constants = [node for node in graph.node if node.op_type == "ConstantOfShape"]
+    trained = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    extents = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in trained}
+    shapes |= {node.output[0]: tuple(extents[node.input[0]]) for node in constants}
+    readers = {name: (node, place) for node in graph.node for place, name in enumerate(node.input)}
+    weights = {}
+    for name in sorted(shapes.keys() & readers.keys()):
+        reader, place = readers[name]
+        while reader.op_type == "Unsqueeze":
+            reader, place = readers[reader.output[0]]
+        match reader.op_type, place:
+            case "Conv" | "Gemm", 1:
+                values = rng.standard_normal(shapes[name]) * math.sqrt(2 / math.prod(shapes[name][1:]))
+            case ("BatchNormalization", 1 | 4) | ("Mul", _):
+                values = rng.uniform(0.7, 1.3, shapes[name])
+            case _:
+                values = rng.standard_normal(shapes[name]) / 10
+        weights[name] = values.astype(np.float32)
+    for node in constants:
+        graph.node.remove(node)
+    for tensor in trained:
+        graph.initializer.remove(tensor)
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
+    model.ir_version = 8  # the first versions wanted every initializer among the inputs, too
+    return weights
+
+
+def photograph() -> np.ndarray:
+    """The astronaut, 224 pixels high and wide, as these networks want her."""
+    pixels = skimage.data.astronaut()[32:480:2, 32:480:2].astype(np.float32)
+    return np.ascontiguousarray(((pixels - 118) / 58).transpose(2, 0, 1))[np.newaxis]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def nodes(request) -> list[Node]:
+    """All pointwise nodes of one network with what flows through them."""
+    model = load(request.param)
+    weights = randomise(model)
+    convolutions = pointwise_nodes(model)
+    exposed = sorted({name for node in convolutions for name in (node.input[0], node.output[0])})
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in exposed)
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no node disappears
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    data = next(value.name for value in session.get_inputs() if value.name.endswith("data_0"))
+    values = dict(zip(exposed, session.run(exposed, {data: photograph()}), strict=True))
+
+    def node_of(node):
+        settings = attributes(node)
+        call = {"groups": settings.get("group", 1), "stride": tuple(settings["strides"])}
+        bias = weights[node.input[2]] if len(node.input) > 2 else None
+        return Node(node.name, values[node.input[0]], weights[node.input[1]], bias, call, values[node.output[0]])
+
+    return [node_of(node) for node in convolutions]
+
+
+def test_there_are_more_than_200():
+    counts = {network: len(pointwise_nodes(load(network))) for network in NETWORKS}
+    assert sum(counts.values()) > 200
+    grouped = [node for node in pointwise_nodes(load("shufflenet")) if attributes(node).get("group", 1) == 4]
+    assert len(grouped) > 20
+
+
+def test_channels_first(nodes):
+    for node in nodes:
+        truth = node.truth()
+        result = pwconv.PointwiseConv(node.weight, node.bias, **node.options)(node.x)
+        assert truth.accepts(result), f"{node.name}: {truth.explain(result)}"
+
+
+def test_channels_last(nodes):
+    for node in nodes:
+        truth = node.truth()
+        x = np.ascontiguousarray(node.x.transpose(0, 2, 3, 1))
+        last = pwconv.pointwise_conv(x, node.weight, node.bias, layout="NHWC", **node.options)
+        result = last.transpose(0, 3, 1, 2)
+        assert truth.accepts(result), f"{node.name}: {truth.explain(result)}"
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["outputs", "inputs"])
+def test_mixed_up_channels_are_seen_everywhere(nodes, axis):
+    """What the tests above would say of kernels whose channels are in reversed order: no node passes."""
+    for node in nodes:
+        layer = pwconv.PointwiseConv(np.flip(node.weight, axis), node.bias, **node.options)
+        assert not node.truth().accepts(layer(node.x)), node.name

@@ -1,0 +1,68 @@
+"""Views are computed where they lie: no call copies the map that it reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# 100 MB of which a view is taken, of the shape that its layout wants.
+WHOLE = {"NCHW": (1, 64, 625, 625), "NHWC": (1, 625, 625, 64)}
+LIMIT = 8 * 2**20
+
+# The peak of resident memory belongs to one process, so every view gets a fresh one. A first, small call of the same
+# kind brings in what stays: code, threads and their packing buffers.
+PROGRAM = """
+import numpy as np
+import pwconv
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+layout, shape = {layout!r}, {shape!r}
+weight = np.ones((4, 64), np.float32)
+whole = np.ones(shape, np.float32)
+x = whole{view}
+small = np.zeros(np.minimum(shape, 64), np.float32)
+pwconv.pointwise_conv(small{view}, weight, layout=layout)
+before = resident("VmRSS")
+y = {call}
+extra = resident("VmHWM") - before - y.nbytes
+assert y.size and (y == 64).all()
+print(extra)
+"""
+CALL = "pwconv.pointwise_conv(x, weight, layout=layout)"
+
+VIEWS = {
+    "crop": {"NCHW": "[:, :, 10:-10, 10:-10]", "NHWC": "[:, 10:-10, 10:-10]"},
+    "stepped": {"NCHW": "[:, :, ::2, ::2]", "NHWC": "[:, ::2, ::2]"},
+    "stepped in one axis": {"NCHW": "[..., ::2]", "NHWC": "[:, :, ::2]"},
+    "transposed": {"NCHW": ".swapaxes(2, 3)", "NHWC": ".swapaxes(1, 2)"},
+    "backwards": {"NCHW": "[:, ::-1, ::-1, ::-1]", "NHWC": "[:, ::-1, ::-1, ::-1]"},
+    "channels elsewhere": {"NCHW": ".transpose(0, 2, 1, 3)[:, :64]", "NHWC": ".transpose(0, 3, 2, 1)[..., :64]"},
+}
+
+
+def extra_memory(layout, view, call=CALL):
+    """Bytes of resident memory that a call needed at its peak, beyond its arguments and its result."""
+    program = PROGRAM.format(layout=layout, shape=WHOLE[layout], view=view, call=call)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which is Linux's")
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+@pytest.mark.parametrize("kind", VIEWS)
+def test_views_are_not_copied(layout, kind):
+    assert extra_memory(layout, VIEWS[kind][layout]) < LIMIT
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+def test_the_measurement_sees_a_copy(layout):
+    view = VIEWS["crop"][layout]
+    assert extra_memory(layout, view, CALL.replace("(x", "(x.copy()")) > 5 * LIMIT
