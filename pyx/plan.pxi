@@ -6,6 +6,7 @@
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
+    THREAD_CYCLES = 50000          # work that is worth waking another thread for
     ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
 
 
@@ -131,6 +132,7 @@ cdef void choose_blocks(const Problem* p, Plan* plan) noexcept nogil:
     cdef Py_ssize_t pixel_tile = ceil_div(p.pixels, plan.pixel_side.tiles)
     cdef Py_ssize_t out_tile = ceil_div(p.outs, plan.out_side.tiles)
     cdef Py_ssize_t tiles_in_block, best_pixels, best_outs, pixels, outs, units
+    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / THREAD_CYCLES))
     cdef double busy, best_busy = 0.0
 
     plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
@@ -141,15 +143,15 @@ cdef void choose_blocks(const Problem* p, Plan* plan) noexcept nogil:
         # Sums wait in scratch from one block of channels to the next.
         tiles_in_block = min(tiles_in_block, plan.pixel_side.tiles) * pixel_tile
         plan.out_blocks = ceil_div(plan.out_side.tiles, max(1, room // (tiles_in_block * out_tile)))
-    if p.threads > 1:
+    if threads > 1:
         best_pixels = plan.pixel_blocks
         best_outs = plan.out_blocks
-        for pixels in range(plan.pixel_blocks, min(plan.pixel_side.tiles, plan.pixel_blocks + 4 * p.threads) + 1):
-            for outs in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * p.threads) + 1):
+        for pixels in range(plan.pixel_blocks, min(plan.pixel_side.tiles, plan.pixel_blocks + 4 * threads) + 1):
+            for outs in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * threads) + 1):
                 units = p.spans * p.groups * pixels * outs
                 # The busiest thread's tiles, if units were dealt out in turn, against an even share.
-                busy = (<double> p.spans * p.groups * plan.pixel_side.tiles * plan.out_side.tiles / p.threads
-                        / (ceil_div(units, p.threads) * ceil_div(plan.pixel_side.tiles, pixels)
+                busy = (<double> p.spans * p.groups * plan.pixel_side.tiles * plan.out_side.tiles / threads
+                        / (ceil_div(units, threads) * ceil_div(plan.pixel_side.tiles, pixels)
                            * ceil_div(plan.out_side.tiles, outs)))
                 # More blocks mean that x or the weights are read again.
                 busy -= 0.002 * (pixels - plan.pixel_blocks) + 0.004 * (outs - plan.out_blocks)
@@ -162,7 +164,7 @@ cdef void choose_blocks(const Problem* p, Plan* plan) noexcept nogil:
     plan.pixel_tiles = ceil_div(plan.pixel_side.tiles, plan.pixel_blocks)
     plan.out_tiles = ceil_div(plan.out_side.tiles, plan.out_blocks)
     plan.units = p.spans * p.groups * plan.pixel_blocks * plan.out_blocks
-    plan.threads = <int> max(1, min(p.threads, plan.units))
+    plan.threads = <int> max(1, min(threads, plan.units))
 
 
 cdef Plan choose_plan(const Problem* p) noexcept nogil:
