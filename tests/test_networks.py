@@ -26,26 +26,25 @@ LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 
 
 class Node(NamedTuple):
-    """A Conv node with a 1x1 kernel, what it read and what onnxruntime made of it (NCHW)."""
+    """A Conv node with a 1x1 kernel, what it read and what it should make of it (NCHW)."""
 
     name: str
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray | None
     options: dict[str, int | tuple[int, ...]]
-    y: np.ndarray
+    truth: oracle.Truth
 
-    def truth(self) -> oracle.Truth:
-        """onnxruntime's result, and how far from it another float32 result may be.
 
-        Whatever its order, onnxruntime's sum of K products and a bias is off by at most
-        (K + 4) u (sum |w| |x| + |bias|), ours by its own bound.
-        """
-        channels = self.weight.shape[1]
-        bias = None if self.bias is None else np.abs(self.bias)
-        reach = oracle.pointwise(np.abs(self.x), np.abs(self.weight), bias, **self.options).value
-        allowed = (oracle.chain_bound(channels) + channels + 4) * oracle.UNIT * reach
-        return oracle.Truth(self.y.astype(np.float64), allowed)
+def judged(y: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> oracle.Truth:
+    """onnxruntime's result ``y``, and how far from it another float32 result may be.
+
+    Whatever its order, onnxruntime's sum of K products and a bias is off by at most (K + 4) u (sum |w| |x| + |bias|),
+    ours by its own bound.
+    """
+    channels = weight.shape[1]
+    reach = oracle.pointwise(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), **options).value
+    return oracle.Truth(y.astype(np.float64), (oracle.chain_bound(channels) + channels + 4) * oracle.UNIT * reach)
 
 
 def load(network: str) -> onnx.ModelProto:
@@ -67,13 +66,15 @@ def randomise(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2014)
     graph = model.graph
     constants = [node for node in graph.node if node.op_type == "ConstantOfShape"]
-    trained = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     extents = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    readers = {name: (node, place) for node in graph.node for place, name in enumerate(node.input)}
+    trained = [
+        tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name in readers
+    ]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in trained}
     shapes |= {node.output[0]: tuple(extents[node.input[0]]) for node in constants}
-    readers = {name: (node, place) for node in graph.node for place, name in enumerate(node.input)}
     weights = {}
-    for name in sorted(shapes.keys() & readers.keys()):
+    for name in sorted(shapes):
         reader, place = readers[name]
         while reader.op_type == "Unsqueeze":
             reader, place = readers[reader.output[0]]
@@ -121,8 +122,9 @@ def nodes(request) -> list[Node]:
     def node_of(node):
         settings = attributes(node)
         call = {"groups": settings.get("group", 1), "stride": tuple(settings["strides"])}
+        x, weight = values[node.input[0]], weights[node.input[1]]
         bias = weights[node.input[2]] if len(node.input) > 2 else None
-        return Node(node.name, values[node.input[0]], weights[node.input[1]], bias, call, values[node.output[0]])
+        return Node(node.name, x, weight, bias, call, judged(values[node.output[0]], x, weight, bias, call))
 
     return [node_of(node) for node in convolutions]
 
@@ -136,18 +138,16 @@ def test_there_are_more_than_200():
 
 def test_channels_first(nodes):
     for node in nodes:
-        truth = node.truth()
         result = pwconv.PointwiseConv(node.weight, node.bias, **node.options)(node.x)
-        assert truth.accepts(result), f"{node.name}: {truth.explain(result)}"
+        assert node.truth.accepts(result), f"{node.name}: {node.truth.explain(result)}"
 
 
 def test_channels_last(nodes):
     for node in nodes:
-        truth = node.truth()
         x = np.ascontiguousarray(node.x.transpose(0, 2, 3, 1))
         last = pwconv.pointwise_conv(x, node.weight, node.bias, layout="NHWC", **node.options)
         result = last.transpose(0, 3, 1, 2)
-        assert truth.accepts(result), f"{node.name}: {truth.explain(result)}"
+        assert node.truth.accepts(result), f"{node.name}: {node.truth.explain(result)}"
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["outputs", "inputs"])
@@ -155,4 +155,4 @@ def test_mixed_up_channels_are_seen_everywhere(nodes, axis):
     """What the tests above would say of kernels whose channels are in reversed order: no node passes."""
     for node in nodes:
         layer = pwconv.PointwiseConv(np.flip(node.weight, axis), node.bias, **node.options)
-        assert not node.truth().accepts(layer(node.x)), node.name
+        assert not node.truth.accepts(layer(node.x)), node.name

@@ -282,13 +282,16 @@ def test_groups(fma_isa, layout, groups, channels, outs):
 
 
 def test_denormals_are_zeros_everywhere(fma_isa):
-    """Denormal numbers count as 0 in every argument, and denormal results become 0, in each layout alike."""
+    """Denormal numbers count as signed 0 in every argument, and denormal results become it, in each layout alike."""
     rng = np.random.default_rng(9)
     shapes = {"x": (2, 40, 9, 9), "weight": (21, 40), "bias": (21,), "residual": (2, 21, 9, 9)}
     arrays = {name: (1e-20 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
     arrays["bias"] *= np.float32(1e-18)
     arrays["residual"] *= np.float32(1e-18)
-    clean = {name: np.where(np.abs(array) < oracle.TINY, 0, array) for name, array in arrays.items()}
+    clean = {
+        name: np.where(np.abs(array) < oracle.TINY, np.copysign(np.float32(0), array), array)
+        for name, array in arrays.items()
+    }
     result = pwconv.pointwise_conv(**arrays)
     assert np.any(result == 0)
     assert np.any(result != 0)

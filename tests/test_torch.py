@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import oracle
 import pytest
@@ -120,15 +118,3 @@ def test_a_tensor_on_the_graph_is_refused():
     x = torch.zeros((1, 3, 4, 4), requires_grad=True)
     with pytest.raises(TypeError, match=r"\.detach\(\)"):
         pwconv.pointwise_conv(x, np.zeros((2, 3), np.float32))
-
-
-def test_tensors_are_let_go():
-    """A tensor's memory belongs to torch again after the call."""
-    x = torch.ones((1, 3, 4, 4))
-    counted = x.untyped_storage()
-    before = counted._use_count() if hasattr(counted, "_use_count") else None
-    pwconv.pointwise_conv(x, np.zeros((2, 3), np.float32))
-    gc.collect()
-    if before is None:
-        pytest.skip("this torch does not count the users of a storage")
-    assert counted._use_count() == before

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import pwconv
 
 # 100 MB of which a view is taken, of the shape that its layout wants.
 WHOLE = {"NCHW": (1, 64, 625, 625), "NHWC": (1, 625, 625, 64)}
@@ -53,16 +57,32 @@ def extra_memory(layout, view, call=CALL):
     return int(done.stdout)
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which is Linux's")
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which is Linux's")
 
 
+@needs_proc
 @pytest.mark.parametrize("layout", WHOLE)
 @pytest.mark.parametrize("kind", VIEWS)
 def test_views_are_not_copied(layout, kind):
     assert extra_memory(layout, VIEWS[kind][layout]) < LIMIT
 
 
+@needs_proc
 @pytest.mark.parametrize("layout", WHOLE)
 def test_the_measurement_sees_a_copy(layout):
     view = VIEWS["crop"][layout]
     assert extra_memory(layout, view, CALL.replace("(x", "(x.copy()")) > 5 * LIMIT
+
+
+def test_a_buffer_is_read_where_it_is_and_let_go():
+    """Anything with the buffer protocol is written through and released, after an error, too."""
+    values = np.arange(24, dtype=np.float32)
+    x = memoryview(bytearray(values.tobytes())).cast("f", (1, 2, 3, 4))
+    out = memoryview(bytearray(4 * 12)).cast("f", (1, 1, 3, 4))
+    assert pwconv.pointwise_conv(x, np.ones((1, 2), np.float32), out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), values.reshape(1, 2, 3, 4).sum(1, keepdims=True))
+    with pytest.raises(ValueError, match="weight"):
+        pwconv.pointwise_conv(x, np.ones((1, 3), np.float32), out=out)
+    gc.collect()  # the traceback of the error
+    x.release()  # a BufferError where somebody still looks at it
+    out.release()
