@@ -307,7 +307,7 @@ def check_call(
     return call
 
 
-def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any) -> Call:
+def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any, num_threads: Any = None) -> Call:
     """Check a call by the shape of `x` alone; the returned call holds an array of that shape without memory."""
     if not isinstance(shape, list | tuple):
         raise TypeError(f"shape must be a tuple of integers, got {_kind(shape)}")
@@ -317,7 +317,7 @@ def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any) -> Call:
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape must not be negative, got {sizes}")
-    return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes))
+    return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes), num_threads=num_threads)
 
 
 def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:

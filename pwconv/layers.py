@@ -1,9 +1,13 @@
 """Layers: operations that keep their weights, packed once."""
 
 import inspect
+import operator
 import pickle
 import zlib
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
 
 from pwconv import runtime
 from pwconv.arguments import (
@@ -101,12 +105,12 @@ class PointwiseConv(Layer):
         own_weight = layer.matrix if spec.weight_layout == "OI" else layer.matrix.T
         attributes = spec._asdict() | {
             "weight": own_weight.reshape(weight.shape),
-            "bias": layer.bias1d,
+            "bias": None if layer.bias1d is None else layer.bias1d[:],
             "in_channels": matrix.shape[1] * spec.groups,
             "out_channels": len(matrix),
-            "input_activation": input_activation,
-            "activation": activation,
-            "backend": backend,
+            "input_activation": _plain(input_activation),
+            "activation": _plain(activation),
+            "backend": str(backend),
         }
         for name, value in attributes.items():
             object.__setattr__(layer, name, value)
@@ -128,25 +132,35 @@ class PointwiseConv(Layer):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        options = {name: getattr(self, name) for name in Spec._fields}
-        return _unpickle, (type(self), _checksum(self), self.weight, self.bias, options)
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # Plain bytes: NumPy's own unpickling of a damaged dtype spoils that dtype for the whole process.
+        export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
+        weight = export(np.ascontiguousarray(self.weight))
+        bias = None if self.bias is None else export(self.bias)
+        shape, options = self.weight.shape, {name: getattr(self, name) for name in Spec._fields}
+        return _unpickle, (type(self), _checksum(weight, bias, shape, options), weight, bias, shape, options)
 
 
 def _unpickle(
-    cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, options: dict[str, Any]
+    cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, shape: tuple[int, ...], options: dict[str, Any]
 ) -> PointwiseConv:
-    layer = cls(weight, bias, **options)
-    if _checksum(layer) != checksum:
+    if _checksum(weight, bias, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
-    return layer
+    weight = np.frombuffer(weight, np.float32).reshape(shape)
+    return cls(weight, None if bias is None else np.frombuffer(bias, np.float32), **options)
 
 
-def _checksum(layer: PointwiseConv) -> int:
+def _checksum(weight: Any, bias: Any, *told: Any) -> int:
     """Add up all that a pickle holds, since a damaged weight is as good a number as any other."""
-    options = [(name, getattr(layer, name)) for name in Spec._fields]
-    checksum = zlib.crc32(repr((layer.weight.shape, layer.bias is None, options)).encode())
-    for array in (layer.matrix, layer.bias):
-        if array is not None:
-            checksum = zlib.crc32(array.data, checksum)
+    checksum = zlib.crc32(repr(told).encode())
+    for data in (weight, b"no bias" if bias is None else bias):
+        checksum = zlib.crc32(data, checksum)
     return checksum
+
+
+def _plain(activation: ActivationLike) -> ActivationLike:
+    """Return an activation as it was given, but in Python's own types, which print and pickle plainly."""
+    if isinstance(activation, tuple):
+        function, *parameters = activation
+        return (str(function), *map(float, parameters))
+    return None if activation is None else str(activation)

@@ -98,9 +98,9 @@ class Plan(NamedTuple):
 
 
 def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = None) -> Plan:
-    """Describe how `call_layer` computes a layer on an input of this shape; `num_threads` is NumPy's own affair."""
+    """Describe how `call_layer` computes a layer on an input of this shape; `num_threads` changes nothing."""
     spec, matrix = layer.spec, layer.matrix
-    call = arguments.check_shape(spec, matrix.shape, shape)
+    call = arguments.check_shape(spec, matrix.shape, shape, num_threads)
     sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
     pixels = math.prod(size for letter, size in sizes.items() if letter not in "NC")
     block = (len(matrix) // spec.groups, matrix.shape[1])
@@ -134,6 +134,7 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     return copy
 
 
+@np.errstate(all="ignore")
 def _compute(
     spec: Spec, matrix: Float32Array, bias: Float32Array | None, call: arguments.Call, out: Any, dtype: DTypeLike
 ) -> NDArray[Any]:
@@ -143,28 +144,27 @@ def _compute(
     def per_channel(values: Float32Array) -> Float32Array:
         return np.atleast_2d(values)[(..., *[np.newaxis] * len(call.stride))]
 
-    with np.errstate(all="ignore"):
-        x = _ordered(call.x, call.layout, axes)
-        x = x[(slice(None), slice(None), *(slice(None, None, step) for step in call.stride))].astype(dtype)
-        if call.input_scale is not None:
-            x = per_channel(call.input_scale) * x
-        if call.input_shift is not None:
-            x = x + per_channel(call.input_shift)
-        x = _activate(spec.input_activation, x)
+    x = _ordered(call.x, call.layout, axes)
+    x = x[(slice(None), slice(None), *(slice(None, None, step) for step in call.stride))].astype(dtype)
+    if call.input_scale is not None:
+        x = per_channel(call.input_scale) * x
+    if call.input_shift is not None:
+        x = x + per_channel(call.input_shift)
+    x = _activate(spec.input_activation, x)
 
-        batch, _, *pixels = x.shape
-        out_channels, channels = matrix.shape
-        weights = matrix.astype(dtype).reshape(spec.groups, out_channels // spec.groups, channels)
-        x = x.reshape(batch, spec.groups, channels, math.prod(pixels))
-        y = (weights @ x).reshape(batch, out_channels, *pixels)
+    batch, _, *pixels = x.shape
+    out_channels, channels = matrix.shape
+    weights = matrix.astype(dtype).reshape(spec.groups, out_channels // spec.groups, channels)
+    x = x.reshape(batch, spec.groups, channels, math.prod(pixels))
+    y = (weights @ x).reshape(batch, out_channels, *pixels)
 
-        if bias is not None:
-            y = y + per_channel(bias)
-        if call.output_scale is not None:
-            y = per_channel(call.output_scale) * y
-        if call.residual is not None:
-            y = y + _ordered(call.residual, call.out_layout, axes)
-        y = _activate(spec.activation, y)
+    if bias is not None:
+        y = y + per_channel(bias)
+    if call.output_scale is not None:
+        y = per_channel(call.output_scale) * y
+    if call.residual is not None:
+        y = y + _ordered(call.residual, call.out_layout, axes)
+    y = _activate(spec.activation, y)
 
     if "N" not in call.layout:
         y, axes = y[0], axes[1:]
