@@ -1,9 +1,24 @@
 # Walking a plan: blocks of pixels and out channels, panels, tiles. Nothing here knows layouts or makes a choice.
+#
+# A program is one or more layers (steps) over the same pixels. For each block of pixels the steps run one after the
+# other; a step reads the program's input or what the step before it wrote, which may be scratch that never leaves the
+# cache.
 
-cdef struct Task:
-    FeatureMap x, y, residual      # residual.data is NULL where there is none
+cdef enum:
+    SCRATCH_PAD = 32               # floats after each line of a scratch map: room for whole vectors, and uneven lines
+
+
+cdef struct Step:
+    Plan plan
     Py_ssize_t depth, outs         # in and out channels of a group
     Py_ssize_t groups
+    const FeatureMap* x            # the maps that make up the input, in the order of their channels
+    int x_parts                    # 0: reads what the step before wrote
+    FeatureMap y
+    bint y_is_scratch              # y has no array: its place is `y_at` bytes into a thread's memory
+    bint y_pixels_last             # scratch: lines of pixels, one for each channel, or the other way round
+    size_t y_at
+    FeatureMap residual            # data is NULL where there is none
     const float* weights           # packed as the plan wants them
     Py_ssize_t group_weights       # floats from group to group
     const float* bias              # tables of channel_pitch floats a group, so that whole vectors can be loaded
@@ -17,6 +32,14 @@ cdef struct Task:
     bint plain                     # bias and clip are all that happens at the end
 
 
+cdef struct Program:
+    Step* steps
+    int count
+    Py_ssize_t pixels              # in a span
+    Schedule schedule
+    size_t strips_at, panels_at, partial_at, residual_at, thread_bytes
+
+
 cdef struct Strip:
     # Where a tile finds its pixels: in the map itself, or in a panel.
     const char* at
@@ -24,13 +47,13 @@ cdef struct Strip:
 
 
 cdef struct Block:
-    Py_ssize_t span, group
-    Py_ssize_t first_pixel_tile, end_pixel_tile
-    Py_ssize_t first_out_tile, end_out_tile
+    Py_ssize_t span, first, pixels
+    Py_ssize_t group, first_out_tile, end_out_tile
     Py_ssize_t channel, depth      # the channels of the group that are summed now
-
-
-cdef struct Scratch:
+    Side side                      # its pixel tiles
+    const FeatureMap* x
+    int x_parts
+    const FeatureMap* y
     Strip* strips
     float* panels
     float* partial                 # one tile's sums, or all tiles' of a block
@@ -42,102 +65,129 @@ cdef inline size_t aligned(size_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t tile_floats(const Plan* p) noexcept nogil:
-    cdef Py_ssize_t rows = (p.out_side.base + 1) if p.pixels_on_lanes else (p.pixel_side.base + 1)
-    return rows * p.vectors * p.isa.lanes
+    return p.isa.rows[p.vectors] * p.vectors * p.isa.lanes
 
 
-cdef inline Py_ssize_t panel_floats(const Plan* p) noexcept nogil:
-    """Room for a block's pixels when all of its tiles are packed."""
-    if p.pixels_on_lanes:
-        return p.pixel_tiles * p.vectors * p.isa.lanes * p.depth_block
-    return p.pixel_tiles * (p.pixel_side.base + 1) * (p.depth_block + ROW_PAD)
+cdef void lay_out(Program* g) noexcept nogil:
+    """Divides a thread's scratch memory: what steps use one after the other is shared, scratch maps are not."""
+    cdef size_t strips = 0, panels = 0, partial = 0, residual = 0, at
+    cdef Py_ssize_t pixels = g.schedule.pixel_block, outs, tiles, i
+    cdef const Plan* p
+    cdef Step* step
+    cdef Side side
+    for i in range(g.count):
+        step = &g.steps[i]
+        p = &step.plan
+        side = pixel_side(p, pixels)
+        tiles = side.tiles * ceil_div(p.out_side.tiles, p.out_blocks) if p.depth_block < step.depth else 1
+        strips = max(strips, side.tiles * sizeof(Strip))
+        if p.pixels_on_lanes:
+            panels = max(panels, side.tiles * p.vectors * p.isa.lanes * p.depth_block * sizeof(float))
+        else:
+            panels = max(panels, pixels * (p.depth_block + ROW_PAD) * sizeof(float))
+        partial = max(partial, tiles * tile_floats(p) * sizeof(float))
+        residual = max(residual, tile_floats(p) * sizeof(float))
+    g.strips_at = 0
+    g.panels_at = aligned(strips)
+    g.partial_at = g.panels_at + aligned(panels)
+    g.residual_at = g.partial_at + aligned(partial)
+    at = g.residual_at + aligned(residual)
+    for i in range(g.count):
+        step = &g.steps[i]
+        if not step.y_is_scratch:
+            continue
+        outs = step.groups * step.outs
+        step.y.slack = True
+        step.y.channels = outs
+        step.y.span_step = 0
+        step.y.axes = 1
+        step.y.size[0] = g.pixels
+        if step.y_pixels_last:
+            step.y.channel_step = (pixels + SCRATCH_PAD) * sizeof(float)
+            step.y.step[0] = sizeof(float)
+        else:
+            step.y.channel_step = sizeof(float)
+            step.y.step[0] = (outs + SCRATCH_PAD) * sizeof(float)
+        step.y_at = at
+        at += aligned(max(outs * step.y.channel_step, pixels * step.y.step[0]))
+    g.thread_bytes = at
 
 
-cdef Scratch lay_out_scratch(const Task* t, const Plan* p, char* memory, size_t* size) noexcept nogil:
-    """Divides a thread's scratch memory; with memory = NULL only `size` is of use."""
-    cdef Scratch s
-    cdef Py_ssize_t tiles = p.pixel_tiles * p.out_tiles if p.depth_block < t.depth else 1
-    cdef size_t at = aligned(p.pixel_tiles * sizeof(Strip))
-    s.strips = <Strip*> memory
-    s.panels = <float*> (memory + at)
-    at += aligned(panel_floats(p) * sizeof(float))
-    s.partial = <float*> (memory + at)
-    at += aligned(tiles * tile_floats(p) * sizeof(float))
-    s.residual = <float*> (memory + at)
-    at += aligned(tile_floats(p) * sizeof(float))
-    size[0] = at
-    return s
-
-
-cdef void pack_pixels(const Task* t, const Plan* p, const Block* b, Py_ssize_t pixel, Py_ssize_t count,
-                      Py_ssize_t width, float* dst) noexcept nogil:
+cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t width,
+                      float* dst) noexcept nogil:
     """Copies `count` pixels from `pixel` on into panels `width` pixels wide (row by row: rows `width` floats long)."""
     cdef pack_t pack
     cdef Run run
-    cdef Py_ssize_t channel = b.group * t.depth + b.channel
-    pack.channel_step = t.x.channel_step
-    pack.depth = b.depth
-    pack.dst = dst
+    cdef Py_ssize_t channel = b.group * t.depth + b.channel, done = 0, start = 0, i
+    cdef const FeatureMap* x
     pack.width = width
     pack.panel = width * b.depth
-    pack.scale = pack.shift = NULL
-    if t.in_scale != NULL:
-        pack.scale = t.in_scale + b.span * t.in_scale_span + channel
-        pack.shift = t.in_shift + b.span * t.in_shift_span + channel
     pack.activation = t.before
-    pack.at = 0
-    while pack.at < count:
-        run = run_from(&t.x, pixel + pack.at)
-        pack.src = run.at + b.span * t.x.span_step + channel * t.x.channel_step
-        pack.step = run.step
-        pack.count = min(run.count, count - pack.at)
-        if p.rowwise:
-            p.isa.pack_rows(&pack)
-        else:
-            p.isa.pack(&pack)
-        pack.at += pack.count
+    for i in range(b.x_parts):
+        x = &b.x[i]
+        if start + x.channels > channel + done and done < b.depth:
+            # This part holds the next channels.
+            pack.depth = min(x.channels - (channel + done - start), b.depth - done)
+            pack.channel_step = x.channel_step
+            pack.dst = dst + (done if t.plan.rowwise else done * width)
+            pack.scale = pack.shift = NULL
+            if t.in_scale != NULL:
+                pack.scale = t.in_scale + b.span * t.in_scale_span + channel + done
+                pack.shift = t.in_shift + b.span * t.in_shift_span + channel + done
+            pack.at = 0
+            while pack.at < count:
+                run = run_from(x, pixel + pack.at)
+                pack.src = run.at + b.span * x.span_step + (channel + done - start) * x.channel_step
+                pack.step = run.step
+                pack.count = min(run.count, count - pack.at)
+                if t.plan.rowwise:
+                    t.plan.isa.pack_rows(&pack)
+                else:
+                    t.plan.isa.pack(&pack)
+                pack.at += pack.count
+            done += pack.depth
+        start += x.channels
 
 
-cdef void prepare_pixels(const Task* t, const Plan* p, const Block* b, const Scratch* s) noexcept nogil:
+cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
     """Finds, for every pixel tile of a block, where the kernel can read it; packs what it cannot read in place."""
-    cdef const Side* side = &p.pixel_side
-    cdef Py_ssize_t first = tile_start(side, b.first_pixel_tile), end = tile_start(side, b.end_pixel_tile)
-    cdef Py_ssize_t offset = b.span * t.x.span_step + (b.group * t.depth + b.channel) * t.x.channel_step
+    cdef const Plan* p = &t.plan
+    cdef Py_ssize_t offset = b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
     cdef Py_ssize_t tile, start, count, width, whole
-    cdef Strip* strip = s.strips
+    cdef Strip* strip = b.strips
     cdef float* panel
     cdef Run run
     if p.packed and p.rowwise:
-        pack_pixels(t, p, b, first, end - first, b.depth + ROW_PAD, s.panels)
+        pack_pixels(t, b, b.first, b.pixels, b.depth + ROW_PAD, b.panels)
     elif p.packed and p.pixels_on_lanes:
-        whole = min(end, side.n - side.n % side.width) - first
+        whole = b.pixels - b.pixels % b.side.width
         if whole > 0:
-            pack_pixels(t, p, b, first, whole, side.width, s.panels)
-    for tile in range(b.first_pixel_tile, b.end_pixel_tile):
-        start = tile_start(side, tile)
-        count = tile_start(side, tile + 1) - start
+            pack_pixels(t, b, b.first, whole, b.side.width, b.panels)
+    for tile in range(b.side.tiles):
+        start = tile_start(&b.side, tile)
+        count = tile_start(&b.side, tile + 1) - start
         width = vectors_for(p.isa, count) * p.isa.lanes if p.pixels_on_lanes else count
         if p.rowwise:
             width = b.depth + ROW_PAD
-            panel = s.panels + (start - first) * width
+            panel = b.panels + start * width
         else:
-            panel = s.panels + (start - first) * b.depth
+            panel = b.panels + start * b.depth
         if not p.packed:
-            run = run_from(&t.x, start)
-            if run.count >= count and (count == width or not p.pixels_on_lanes):
+            run = run_from(b.x, b.first + start)
+            if run.count >= count and (count == width or b.x.slack or not p.pixels_on_lanes):
                 strip.at = run.at + offset
-                strip.step = run.step if p.rowwise else t.x.channel_step
+                strip.step = run.step if p.rowwise else b.x.channel_step
                 strip += 1
                 continue
-        if not p.packed or not (p.rowwise or count == side.width):
-            pack_pixels(t, p, b, start, count, width, panel)
+        if not p.packed or not (p.rowwise or count == b.side.width):
+            pack_pixels(t, b, b.first + start, count, width, panel)
         strip.at = <char*> panel
         strip.step = width * sizeof(float)
         strip += 1
 
 
-cdef void move_tile(const isa_t* isa, const FeatureMap* m, const Plan* p, const Block* b, bint to_map, float* tile,
-                    Py_ssize_t pitch, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out, Py_ssize_t outs) noexcept nogil:
+cdef void move_tile(const Plan* p, const FeatureMap* m, Py_ssize_t span, bint to_map, float* tile, Py_ssize_t pitch,
+                    Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out, Py_ssize_t outs) noexcept nogil:
     """Copies a tile into the feature map (y), or from it (the residual), wherever its pixels lie."""
     cdef Py_ssize_t done = 0, n, row, lane, rows, lanes
     cdef char* at
@@ -146,7 +196,7 @@ cdef void move_tile(const isa_t* isa, const FeatureMap* m, const Plan* p, const 
     while done < pixels:
         run = run_from(m, pixel + done)
         n = min(run.count, pixels - done)
-        at = run.at + b.span * m.span_step + out * m.channel_step
+        at = run.at + span * m.span_step + out * m.channel_step
         if p.pixels_on_lanes:
             here = <char*> (tile + done)
             row = m.channel_step
@@ -160,28 +210,48 @@ cdef void move_tile(const isa_t* isa, const FeatureMap* m, const Plan* p, const 
             rows = n
             lanes = outs
         if to_map:
-            isa.copy(at, row, lane, here, pitch * sizeof(float), sizeof(float), rows, lanes)
+            p.isa.copy(at, row, lane, here, pitch * sizeof(float), sizeof(float), rows, lanes)
         else:
-            isa.copy(here, pitch * sizeof(float), sizeof(float), at, row, lane, rows, lanes)
+            p.isa.copy(here, pitch * sizeof(float), sizeof(float), at, row, lane, rows, lanes)
         done += n
 
 
-cdef void sum_block(const Task* t, const Plan* p, const Block* b, const Scratch* s) noexcept nogil:
+cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out,
+                      Py_ssize_t outs, int vectors) noexcept nogil:
+    """The end of a tile that its kernel cannot store: any epilogue, any place."""
+    cdef const Plan* p = &t.plan
+    cdef Py_ssize_t pitch = vectors * p.isa.lanes
+    cdef Py_ssize_t channel = b.group * t.outs + out
+    cdef finish_t end
+    end.sum = sum
+    end.rows = outs if p.pixels_on_lanes else pixels
+    end.vectors = vectors
+    end.pitch = pitch
+    end.bias = t.bias + b.group * t.channel_pitch + out
+    end.scale = t.scale + b.span * t.scale_span + b.group * t.channel_pitch + out
+    end.channels_on_lanes = not p.pixels_on_lanes
+    end.residual = NULL
+    end.activation = t.after
+    if t.residual.data != NULL:
+        move_tile(p, &t.residual, b.span, False, b.residual, pitch, pixel, pixels, channel, outs)
+        end.residual = b.residual
+    p.isa.finish(&end)
+    move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
+
+
+cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     """All tiles of a block, for some of its channels: a panel of lanes stays in the first cache, rows stream past it."""
+    cdef const Plan* p = &t.plan
     cdef const isa_t* isa = p.isa
     cdef bint on_lanes = p.pixels_on_lanes
-    cdef Py_ssize_t first_lane_tile = b.first_pixel_tile if on_lanes else b.first_out_tile
-    cdef Py_ssize_t end_lane_tile = b.end_pixel_tile if on_lanes else b.end_out_tile
-    cdef Py_ssize_t first_row_tile = b.first_out_tile if on_lanes else b.first_pixel_tile
-    cdef Py_ssize_t end_row_tile = b.end_out_tile if on_lanes else b.end_pixel_tile
+    cdef Py_ssize_t first_lane_tile = 0 if on_lanes else b.first_out_tile
+    cdef Py_ssize_t end_lane_tile = b.side.tiles if on_lanes else b.end_out_tile
+    cdef Py_ssize_t first_row_tile = b.first_out_tile if on_lanes else 0
+    cdef Py_ssize_t end_row_tile = b.end_out_tile if on_lanes else b.side.tiles
     cdef const float* weights = t.weights + b.group * t.group_weights
-    cdef const float* bias = t.bias + b.group * t.channel_pitch
-    cdef const float* scale = t.scale + b.span * t.scale_span + b.group * t.channel_pitch
-    cdef Py_ssize_t lane_tile, row_tile, pixel_tile, out_tile, pixel, pixels, out, outs, width, pitch
-    cdef Py_ssize_t y_lane_step, y_row_step
-    cdef float* partial = s.partial
+    cdef Py_ssize_t lane_tile, row_tile, pixel_tile, out_tile, pixel, pixels, out, outs, width, pitch, lanes, rows
+    cdef float* partial = b.partial
     cdef Strip* strip
-    cdef finish_t end
     cdef tile_t tile
     cdef int vectors
     cdef Run run
@@ -195,14 +265,17 @@ cdef void sum_block(const Task* t, const Plan* p, const Block* b, const Scratch*
         for row_tile in range(first_row_tile, end_row_tile):
             pixel_tile = lane_tile if on_lanes else row_tile
             out_tile = row_tile if on_lanes else lane_tile
-            pixel = tile_start(&p.pixel_side, pixel_tile)
-            pixels = tile_start(&p.pixel_side, pixel_tile + 1) - pixel
+            pixel = tile_start(&b.side, pixel_tile)
+            pixels = tile_start(&b.side, pixel_tile + 1) - pixel
+            pixel += b.first
             out = tile_start(&p.out_side, out_tile)
             outs = tile_start(&p.out_side, out_tile + 1) - out
-            vectors = vectors_for(isa, pixels if on_lanes else outs)
+            lanes = pixels if on_lanes else outs
+            rows = outs if on_lanes else pixels
+            vectors = vectors_for(isa, lanes)
             pitch = vectors * isa.lanes
             width = outs if on_lanes else pitch
-            strip = s.strips + (pixel_tile - b.first_pixel_tile)
+            strip = &b.strips[pixel_tile]
             if on_lanes:
                 tile.a = <const char*> (weights + out * t.depth + b.channel * width)
                 tile.a_step = width * sizeof(float)
@@ -220,71 +293,81 @@ cdef void sum_block(const Task* t, const Plan* p, const Block* b, const Scratch*
                 partial += tile_floats(p)
             tile.y = NULL
             if tile.last and t.plain:
-                run = run_from(&t.y, pixel)
-                y_lane_step = run.step if on_lanes else t.y.channel_step
-                y_row_step = t.y.channel_step if on_lanes else run.step
-                if run.count >= pixels and y_lane_step == sizeof(float) and (pixels if on_lanes else outs) == pitch:
-                    tile.y = run.at + b.span * t.y.span_step + (b.group * t.outs + out) * t.y.channel_step
-                    tile.y_step = y_row_step
-                    tile.bias = bias + out
-            isa.kernel[p.rowwise][vectors][outs if on_lanes else pixels](&tile)
-            if not tile.last or tile.y != NULL:
-                continue
-            end.sum = tile.partial
-            end.rows = outs if on_lanes else pixels
-            end.vectors = vectors
-            end.pitch = pitch
-            end.bias = bias + out
-            end.scale = scale + out
-            end.channels_on_lanes = not on_lanes
-            end.residual = NULL
-            end.activation = t.after
-            if t.residual.data != NULL:
-                move_tile(isa, &t.residual, p, b, False, s.residual, pitch, pixel, pixels, b.group * t.outs + out, outs)
-                end.residual = s.residual
-            isa.finish(&end)
-            move_tile(isa, &t.y, p, b, True, end.sum, pitch, pixel, pixels, b.group * t.outs + out, outs)
+                run = run_from(b.y, pixel)
+                if (run.count >= pixels and (lanes == pitch or b.y.slack)
+                        and (run.step if on_lanes else b.y.channel_step) == sizeof(float)):
+                    tile.y = run.at + b.span * b.y.span_step + (b.group * t.outs + out) * b.y.channel_step
+                    tile.y_step = b.y.channel_step if on_lanes else run.step
+                    tile.bias = t.bias + b.group * t.channel_pitch + out
+            isa.kernel[p.rowwise][vectors][rows](&tile)
+            if tile.last and tile.y == NULL:
+                finish_tile(t, b, tile.partial, pixel, pixels, out, outs, vectors)
 
 
-cdef void run_unit(const Task* t, const Plan* p, Py_ssize_t unit, char* memory) noexcept nogil:
-    """One block of pixels times one block of out channels, over all in channels."""
-    cdef size_t size
-    cdef Scratch s = lay_out_scratch(t, p, memory, &size)
-    cdef Py_ssize_t out_block = unit % p.out_blocks
-    unit //= p.out_blocks
-    cdef Py_ssize_t pixel_block = unit % p.pixel_blocks
-    unit //= p.pixel_blocks
-    cdef Block b
-    b.group = unit % t.groups
-    b.span = unit // t.groups
-    b.first_pixel_tile = pixel_block * p.pixel_side.tiles // p.pixel_blocks
-    b.end_pixel_tile = (pixel_block + 1) * p.pixel_side.tiles // p.pixel_blocks
+cdef void run_step(const Step* t, Block* b, Py_ssize_t part) noexcept nogil:
+    """One part of a step's out channels, over all in channels, for one block of pixels."""
+    cdef const Plan* p = &t.plan
+    cdef Py_ssize_t out_block = part % p.out_blocks
+    b.group = part // p.out_blocks
     b.first_out_tile = out_block * p.out_side.tiles // p.out_blocks
     b.end_out_tile = (out_block + 1) * p.out_side.tiles // p.out_blocks
+    b.side = pixel_side(p, b.pixels)
     b.channel = 0
     while True:
         b.depth = min(p.depth_block, t.depth - b.channel)
-        prepare_pixels(t, p, &b, &s)
-        sum_block(t, p, &b, &s)
+        prepare_pixels(t, b)
+        sum_block(t, b)
         b.channel += b.depth
         if b.channel >= t.depth:
             return
 
 
-cdef void run_plan(const Task* t, const Plan* p, char* memory, size_t scratch) noexcept nogil:
-    """All units, on as many threads as the plan wants; `memory` holds `scratch` bytes for each."""
+cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nogil:
+    """One block of pixels through all steps; where there is but one step, for one part of its out channels."""
+    cdef Py_ssize_t first_part = unit % g.schedule.parts, end_part, part
+    cdef const Step* step
+    cdef FeatureMap written[2]     # where this thread finds a scratch y; in turn, as the next step reads the last one
+    cdef Block b
+    cdef int i
+    unit //= g.schedule.parts
+    b.first = unit % g.schedule.pixel_blocks * g.schedule.pixel_block
+    b.pixels = min(g.schedule.pixel_block, g.pixels - b.first)
+    b.span = unit // g.schedule.pixel_blocks
+    b.strips = <Strip*> (memory + g.strips_at)
+    b.panels = <float*> (memory + g.panels_at)
+    b.partial = <float*> (memory + g.partial_at)
+    b.residual = <float*> (memory + g.residual_at)
+    b.y = NULL
+    for i in range(g.count):
+        step = &g.steps[i]
+        b.x = step.x if step.x_parts else b.y
+        b.x_parts = step.x_parts if step.x_parts else 1
+        b.y = &step.y
+        if step.y_is_scratch:
+            written[i & 1] = step.y
+            written[i & 1].data = memory + step.y_at - b.first * step.y.step[0]
+            b.y = &written[i & 1]
+        end_part = first_part + 1
+        if g.count > 1:
+            end_part = step.groups * step.plan.out_blocks
+        for part in range(first_part, end_part):
+            run_step(step, &b, part)
+
+
+cdef void run_program(const Program* g, char* memory) noexcept nogil:
+    """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before
     cdef Py_ssize_t unit
-    if p.threads == 1:
+    if g.schedule.threads == 1:
         before = pwconv_float_enter()
-        for unit in range(p.units):
-            run_unit(t, p, unit, memory)
+        for unit in range(g.schedule.units):
+            run_unit(g, unit, memory)
         pwconv_float_leave(before)
         return
-    with parallel(num_threads=p.threads):
+    with parallel(num_threads=g.schedule.threads):
         before = pwconv_float_enter()
-        for unit in prange(p.units, schedule="dynamic"):
-            run_unit(t, p, unit, memory + omp_get_thread_num() * scratch)
+        for unit in prange(g.schedule.units, schedule="dynamic"):
+            run_unit(g, unit, memory + omp_get_thread_num() * g.thread_bytes)
         pwconv_float_leave(before)
 
 

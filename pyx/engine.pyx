@@ -554,69 +554,112 @@ cdef object compute(Recipe recipe, Layer layer, Buffers* buffers, out, num_threa
     if size == 0:
         return y
 
-    # The task, but for what depends on the plan.
+    # The step, but for what depends on the plan; then the plan.
     apart = batch > 1 and (is_per_image(buffers, INPUT_SCALE) or is_per_image(buffers, INPUT_SHIFT)
                            or is_per_image(buffers, OUTPUT_SCALE))
     spans = batch if apart else 1
-    cdef Task t
-    map_of(x, &recipe.x_axes, recipe.stride, apart, &t.x)
-    map_of(&buffers.view[OUT], &recipe.y_axes, NULL, apart, &t.y)
-    t.residual.data = NULL
+    cdef Program program
+    cdef Step step
+    cdef FeatureMap part
+    program.steps = &step
+    program.count = 1
+    program.pixels = size // weights.outs // spans
+    map_of(x, &recipe.x_axes, recipe.stride, apart, &part)
+    step.x = &part
+    step.x_parts = 1
+    map_of(&buffers.view[OUT], &recipe.y_axes, NULL, apart, &step.y)
+    step.y_is_scratch = False
+    step.residual.data = NULL
     if buffers.held[RESIDUAL]:
-        map_of(&buffers.view[RESIDUAL], &recipe.y_axes, NULL, apart, &t.residual)
-    t.depth = weights.depth
-    t.groups = groups
-    t.outs = weights.outs // groups
-    t.channel_pitch = channel_pitch(t.outs)
-    t.before = recipe.before
-    t.after = recipe.after
-    t.plain = not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE] and t.after.code <= ACT_CLIP
-    cdef bint transformed = (buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT] or t.before.code != ACT_NONE)
-    cdef Plan plan = plan_of(&t, spans, size // t.groups // t.outs // spans, transformed,
-                             0 if layer is not None else weights.in_step, threads)
+        map_of(&buffers.view[RESIDUAL], &recipe.y_axes, NULL, apart, &step.residual)
+    describe_step(&step, recipe, &weights)
+    step.plain = step.plain and not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE]
+    cdef bint transformed = (buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT] or step.before.code != ACT_NONE)
+    plan_step(&step, &step.x[0], spans, program.pixels, transformed, 0 if layer is not None else weights.in_step,
+              threads, &program.schedule)
+    lay_out(&program)
 
     # Memory for all that is made for this call only, then the call.
-    cdef size_t scratch
-    lay_out_scratch(&t, &plan, NULL, &scratch)
-    cdef size_t bytes = plan.threads * scratch
-    cdef size_t at = bytes
-    cdef size_t weight_bytes = aligned(packed_floats(&plan, t.depth) * groups * sizeof(float))
-    cdef size_t table = aligned(groups * t.channel_pitch * sizeof(float))
-    cdef Py_ssize_t in_pitch = channel_pitch(in_channels)
+    cdef size_t at = program.schedule.threads * program.thread_bytes
+    cdef size_t weight_bytes = aligned(step.group_weights * groups * sizeof(float))
+    cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
+    cdef size_t bytes = at + batch * (table + 2 * channel_pitch(in_channels) * sizeof(float))
     if layer is None:
         bytes += weight_bytes + 2 * table
-    bytes += batch * (table + 2 * in_pitch * sizeof(float))
     cdef Memory memory = take_memory(bytes)
     cdef char* data = memory.data
     if layer is None:
-        pack_weights(&plan, weights.data, weights.out_step, weights.in_step, t.depth, groups, <float*> (data + at))
-        t.weights = <const float*> (data + at)
+        pack_weights(&step.plan, weights.data, weights.out_step, weights.in_step, step.depth, groups,
+                     <float*> (data + at))
+        step.weights = <const float*> (data + at)
         at += weight_bytes
-        fill_table(<float*> (data + at), <const float*> weights.bias, 0.0, groups, t.outs)
-        t.bias = <const float*> (data + at)
+        fill_table(<float*> (data + at), <const float*> weights.bias, 0.0, groups, step.outs)
+        step.bias = <const float*> (data + at)
         at += table
-        fill_table(<float*> (data + at), NULL, 1.0, groups, t.outs)
-        t.scale = <const float*> (data + at)
+        fill_table(<float*> (data + at), NULL, 1.0, groups, step.outs)
+        step.scale = <const float*> (data + at)
         at += table
     else:
-        t.weights = layer.packed_for(&plan)
-        t.bias = <const float*> layer.tables.data
-        t.scale = t.bias + groups * t.channel_pitch
-    t.group_weights = packed_floats(&plan, t.depth)
-    t.scale_span = 0
+        use_layer(&step, layer)
     if buffers.held[OUTPUT_SCALE]:
-        t.scale = fill_tables(&buffers.view[OUTPUT_SCALE], 1.0, groups, t.outs, data, &at, &t.scale_span)
-    t.in_scale = t.in_shift = NULL
-    t.in_scale_span = t.in_shift_span = 0
+        step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], 1.0, groups, step.outs, data, &at, &step.scale_span)
     if transformed:
-        t.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, 1.0, 1, in_channels,
-                                 data, &at, &t.in_scale_span)
-        t.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, 0.0, 1, in_channels,
-                                 data, &at, &t.in_shift_span)
+        step.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, 1.0, 1,
+                                    in_channels, data, &at, &step.in_scale_span)
+        step.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, 0.0, 1,
+                                    in_channels, data, &at, &step.in_shift_span)
     with nogil:
-        run_plan(&t, &plan, data, scratch)
+        run_program(&program, data)
     give_back(memory)
     return y
+
+
+cdef void describe_step(Step* step, Recipe recipe, const Weights* weights) noexcept:
+    """What a step takes from its layer's constructor arguments."""
+    step.depth = weights.depth
+    step.groups = recipe.groups
+    step.outs = weights.outs // recipe.groups
+    step.channel_pitch = channel_pitch(step.outs)
+    step.before = recipe.before
+    step.after = recipe.after
+    step.plain = step.after.code <= ACT_CLIP
+    step.scale_span = step.in_scale_span = step.in_shift_span = 0
+    step.in_scale = step.in_shift = NULL
+
+
+cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, bint transformed,
+                    Py_ssize_t weights_step, int threads, Schedule* schedule) noexcept:
+    """Plans a step that reads the map x, and schedules it as if it were alone."""
+    cdef const PlanSlot* slot
+    cdef Problem p
+    p.isa = active_isa
+    p.threads = threads
+    p.spans = spans
+    p.pixels = pixels
+    p.groups = step.groups
+    p.depth = step.depth
+    p.outs = step.outs
+    p.x_run = x.size[x.axes - 1]
+    p.x_step = x.step[x.axes - 1]
+    p.x_channel_step = x.channel_step
+    p.y_run = step.y.size[step.y.axes - 1]
+    p.y_step = step.y.step[step.y.axes - 1]
+    p.y_channel_step = step.y.channel_step
+    p.plain = step.plain
+    p.transformed = transformed
+    p.weights_step = weights_step
+    slot = plan_for(&p)
+    step.plan = slot.plan
+    step.group_weights = packed_floats(&step.plan, step.depth)
+    schedule[0] = slot.schedule
+
+
+cdef int use_layer(Step* step, Layer layer) except -1:
+    """Points a planned step to its layer's packed weights and tables."""
+    step.weights = layer.packed_for(&step.plan)
+    step.bias = <const float*> layer.tables.data
+    step.scale = step.bias + step.groups * step.channel_pitch
+    return 0
 
 
 cdef object numpy_empty = numpy.empty
@@ -650,28 +693,6 @@ cdef const float* fill_tables(const Py_buffer* view, float otherwise, Py_ssize_t
     at[0] += images * floats * sizeof(float)
     span[0] = floats if images > 1 else 0
     return table
-
-
-cdef Plan plan_of(const Task* t, Py_ssize_t spans, Py_ssize_t pixels, bint transformed, Py_ssize_t weights_step,
-                  int threads) noexcept:
-    cdef Problem p
-    p.isa = active_isa
-    p.threads = threads
-    p.spans = spans
-    p.pixels = pixels
-    p.groups = t.groups
-    p.depth = t.depth
-    p.outs = t.outs
-    p.x_run = t.x.size[t.x.axes - 1]
-    p.x_step = t.x.step[t.x.axes - 1]
-    p.x_channel_step = t.x.channel_step
-    p.y_run = t.y.size[t.y.axes - 1]
-    p.y_step = t.y.step[t.y.axes - 1]
-    p.y_channel_step = t.y.channel_step
-    p.plain = t.plain
-    p.transformed = transformed
-    p.weights_step = weights_step
-    return plan_for(&p)
 
 
 cdef enum:
@@ -727,8 +748,9 @@ class PlanReport:
         lanes, rows = ("pixels", "out channels") if self.pixels_on_lanes else ("out channels", "pixels")
         source = "packed into panels" if self.packed else "read in place"
         return (f"{self.isa}: tiles of {self.tile_rows} {rows} x {self.tile_lanes} {lanes}, pixels {source}, "
-                f"{self.depth_block} channels at a time; {self.units} units of {self.pixel_tiles} x {self.out_tiles} "
-                f"tiles (pixels x out channels) on {self.threads} thread{'s' if self.threads > 1 else ''}")
+                f"{self.depth_block} in channels at a time; {self.units} units of {self.pixel_block} pixels x "
+                f"{-(-self.out_channels // self.out_blocks)} out channels on {self.threads} "
+                f"thread{'s' if self.threads > 1 else ''}")
 
     @classmethod
     def of(cls, Layer layer, call, int threads):
@@ -740,27 +762,30 @@ class PlanReport:
         cdef Py_ssize_t y_shape[MAX_AXES]
         cdef Py_ssize_t y_strides[MAX_AXES]
         cdef Py_ssize_t pixels = 1
-        cdef Task t
+        cdef Step step
+        cdef FeatureMap part
+        cdef Schedule schedule
+        cdef Side side
         cdef int i
         contiguous(call.x.shape, &x, x_shape, x_strides)
         contiguous(call.out_shape, &y, y_shape, y_strides)
-        map_of(&x, &recipe.x_axes, recipe.stride, False, &t.x)
-        map_of(&y, &recipe.y_axes, NULL, False, &t.y)
-        t.depth = layer.weights.depth
-        t.groups = recipe.groups
-        t.outs = layer.weights.outs // recipe.groups
-        t.plain = recipe.after.code <= ACT_CLIP
-        for i in range(t.y.axes):
-            pixels *= t.y.size[i]
-        if pixels == 0 or t.outs == 0:
+        map_of(&x, &recipe.x_axes, recipe.stride, False, &part)
+        map_of(&y, &recipe.y_axes, NULL, False, &step.y)
+        describe_step(&step, recipe, &layer.weights)
+        for i in range(step.y.axes):
+            pixels *= step.y.size[i]
+        if pixels == 0 or step.outs == 0:
             raise ValueError(f"there is nothing to plan for a result of shape {call.out_shape}")
-        cdef Plan p = plan_of(&t, 1, pixels, recipe.before.code != ACT_NONE, 0, threads)
-        cdef const Side* rows = &p.out_side if p.pixels_on_lanes else &p.pixel_side
+        plan_step(&step, &part, 1, pixels, recipe.before.code != ACT_NONE, 0, threads, &schedule)
+        cdef const Plan* p = &step.plan
+        side = pixel_side(p, schedule.pixel_block)
+        cdef const Side* rows = &p.out_side if p.pixels_on_lanes else &side
         return cls(
             isa=p.isa.name.decode(), pixels_on_lanes=bool(p.pixels_on_lanes), packed=bool(p.packed),
             tile_rows=rows.base + (rows.extra > 0), tile_lanes=p.vectors * p.isa.lanes, depth_block=p.depth_block,
-            pixel_tiles=p.pixel_tiles, out_tiles=p.out_tiles, pixel_blocks=p.pixel_blocks, out_blocks=p.out_blocks,
-            units=p.units, threads=p.threads)
+            pixels=pixels, pixel_block=schedule.pixel_block, pixel_blocks=schedule.pixel_blocks,
+            groups=step.groups, out_channels=step.outs, out_tiles=p.out_side.tiles, out_blocks=p.out_blocks,
+            units=schedule.units, threads=schedule.threads)
 
 
 cdef void contiguous(tuple sizes, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t* strides):

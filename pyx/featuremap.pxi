@@ -20,6 +20,7 @@ cdef struct FeatureMap:
     Py_ssize_t channels
     Py_ssize_t channel_step        # bytes
     Py_ssize_t span_step           # bytes from an image to the next where images are computed apart, else 0
+    bint slack                     # whole vectors may be read and written at an edge: scratch, no array
     int axes                       # pixel axes after merging, slowest first
     Py_ssize_t size[MAX_AXES]
     Py_ssize_t step[MAX_AXES]      # bytes
@@ -67,6 +68,7 @@ cdef void map_of(const Py_buffer* view, const Axes* axes, const Py_ssize_t* stri
     m.channels = view.shape[axes.channel]
     m.channel_step = view.strides[axes.channel]
     m.span_step = view.strides[axes.batch] if apart else 0
+    m.slack = False
     for i in range(axes.pixel_axes):
         axis = axes.pixel[i]
         size = view.shape[axis]

@@ -1,8 +1,8 @@
 # How a layer is computed for one shape: chosen once by a small cost model, then only walked.
 #
 # Every layer is a product of two sides, pixels and out channels. One of them lies along the vectors (lanes), the other one
-# is broadcast (rows); a tile is some rows times some lanes. Blocks are ranges of tiles, and a unit of work is one block of
-# pixels times one block of out channels (of one group, of one span of images).
+# is broadcast (rows); a tile is some rows times some lanes. A unit of work is one block of pixels times one block of out
+# channels (of one group, of one span of images).
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
@@ -28,18 +28,24 @@ cdef struct Side:
 
 
 cdef struct Plan:
+    # How one layer's tiles lie.
     const isa_t* isa
     bint pixels_on_lanes
     bint packed                    # pixels are copied into panels
     bint rowwise                   # the broadcast operand is read row by row (channels-last pixels)
     int vectors
-    Side pixel_side, out_side
+    Side out_side                  # of a group
     Py_ssize_t depth_block
-    Py_ssize_t pixel_blocks, out_blocks
-    Py_ssize_t pixel_tiles, out_tiles                  # most tiles in a block
+    Py_ssize_t out_blocks          # of a group
+    double cycles                  # what the cost model expects of one thread
+
+
+cdef struct Schedule:
+    # How the work is cut up. Pixels and out channels of all groups in `pixel_blocks` x `parts` units for each span.
+    Py_ssize_t pixel_block, pixel_blocks
+    Py_ssize_t parts
     Py_ssize_t units
     int threads
-    double cycles                  # what the cost model expects of one thread
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -71,6 +77,13 @@ cdef Side lanes_side(Py_ssize_t n, Py_ssize_t width) noexcept nogil:
     return side
 
 
+cdef Side pixel_side(const Plan* plan, Py_ssize_t pixels) noexcept nogil:
+    """The tiles of so many pixels."""
+    if plan.pixels_on_lanes:
+        return lanes_side(pixels, plan.vectors * plan.isa.lanes)
+    return rows_side(pixels, plan.isa.rows[plan.vectors])
+
+
 cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
     """Rows in tiles of nearly equal height: 49 rows are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7."""
     cdef Side side
@@ -99,8 +112,9 @@ cdef double rows_cycles(const Side* rows, int vectors) noexcept nogil:
 cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     """Expected cycles of the whole layer on one thread."""
     cdef const isa_t* isa = plan.isa
-    cdef const Side* lanes = &plan.pixel_side if plan.pixels_on_lanes else &plan.out_side
-    cdef const Side* rows = &plan.out_side if plan.pixels_on_lanes else &plan.pixel_side
+    cdef Side pixels = pixel_side(plan, p.pixels)
+    cdef const Side* lanes = &pixels if plan.pixels_on_lanes else &plan.out_side
+    cdef const Side* rows = &plan.out_side if plan.pixels_on_lanes else &pixels
     cdef int tail = vectors_for(isa, lanes.n - (lanes.tiles - 1) * lanes.width)
     cdef double channel = (lanes.tiles - 1) * rows_cycles(rows, plan.vectors) + rows_cycles(rows, tail)
     cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, isa.lanes)
@@ -118,53 +132,11 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
             cycles += vectors_in * isa.lanes * 2.0
     elif plan.pixels_on_lanes:
         # Channels far apart: each pass over the panel walks many pages and cache sets.
-        if p.x_channel_step >= 1024 or p.x_channel_step <= -1024:
+        if p.x_channel_step >= 2048 or p.x_channel_step <= -2048:
             cycles += vectors_in * min(rows.tiles - 1, 4) * 1.5
     if p.weights_step:
         cycles += <double> p.outs * p.depth / isa.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
     return cycles * p.groups * p.spans
-
-
-cdef void choose_blocks(const Problem* p, Plan* plan) noexcept nogil:
-    """Blocks that stay in the second-level cache, then as many as it takes to keep all threads busy."""
-    cdef Py_ssize_t cache = cache_bytes[2]
-    cdef Py_ssize_t room = cache // 4 // sizeof(float)
-    cdef Py_ssize_t pixel_tile = ceil_div(p.pixels, plan.pixel_side.tiles)
-    cdef Py_ssize_t out_tile = ceil_div(p.outs, plan.out_side.tiles)
-    cdef Py_ssize_t tiles_in_block, best_pixels, best_outs, pixels, outs, units
-    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / THREAD_CYCLES))
-    cdef double busy, best_busy = 0.0
-
-    plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
-    tiles_in_block = max(1, min(MAX_TILES, room // max(1, plan.depth_block * pixel_tile)))
-    plan.pixel_blocks = ceil_div(plan.pixel_side.tiles, tiles_in_block)
-    plan.out_blocks = 1
-    if plan.depth_block < p.depth:
-        # Sums wait in scratch from one block of channels to the next.
-        tiles_in_block = min(tiles_in_block, plan.pixel_side.tiles) * pixel_tile
-        plan.out_blocks = ceil_div(plan.out_side.tiles, max(1, room // (tiles_in_block * out_tile)))
-    if threads > 1:
-        best_pixels = plan.pixel_blocks
-        best_outs = plan.out_blocks
-        for pixels in range(plan.pixel_blocks, min(plan.pixel_side.tiles, plan.pixel_blocks + 4 * threads) + 1):
-            for outs in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * threads) + 1):
-                units = p.spans * p.groups * pixels * outs
-                # The busiest thread's tiles, if units were dealt out in turn, against an even share.
-                busy = (<double> p.spans * p.groups * plan.pixel_side.tiles * plan.out_side.tiles / threads
-                        / (ceil_div(units, threads) * ceil_div(plan.pixel_side.tiles, pixels)
-                           * ceil_div(plan.out_side.tiles, outs)))
-                # More blocks mean that x or the weights are read again.
-                busy -= 0.002 * (pixels - plan.pixel_blocks) + 0.004 * (outs - plan.out_blocks)
-                if busy > best_busy:
-                    best_busy = busy
-                    best_pixels = pixels
-                    best_outs = outs
-        plan.pixel_blocks = best_pixels
-        plan.out_blocks = best_outs
-    plan.pixel_tiles = ceil_div(plan.pixel_side.tiles, plan.pixel_blocks)
-    plan.out_tiles = ceil_div(plan.out_side.tiles, plan.out_blocks)
-    plan.units = p.spans * p.groups * plan.pixel_blocks * plan.out_blocks
-    plan.threads = <int> max(1, min(threads, plan.units))
 
 
 cdef Plan choose_plan(const Problem* p) noexcept nogil:
@@ -172,7 +144,10 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     cdef Plan best, plan
     cdef int on_lanes, packed, vectors
     plan.isa = pwconv_isa(<int> p.isa)
-    best.cycles = -1.0
+    plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
+    plan.out_blocks = 1
+    plan.cycles = -1.0
+    best = plan
     for on_lanes in range(2):
         for vectors in range(1, MAX_VECTORS + 1):
             if plan.isa.rows[vectors] == 0:
@@ -185,16 +160,70 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
                 if not packed and (p.transformed or not (plan.rowwise or p.x_step == sizeof(float))):
                     continue
                 if on_lanes:
-                    plan.pixel_side = lanes_side(p.pixels, vectors * plan.isa.lanes)
                     plan.out_side = rows_side(p.outs, plan.isa.rows[vectors])
                 else:
-                    plan.pixel_side = rows_side(p.pixels, plan.isa.rows[vectors])
                     plan.out_side = lanes_side(p.outs, vectors * plan.isa.lanes)
                 plan.cycles = price(p, &plan)
                 if best.cycles < 0 or plan.cycles < best.cycles:
                     best = plan
-    choose_blocks(p, &best)
     return best
+
+
+cdef inline Py_ssize_t cache_room() noexcept nogil:
+    """Floats of one of the things that share the second-level cache while a block is computed."""
+    return cache_bytes[2] // 4 // sizeof(float)
+
+
+cdef void limit_partial(const Problem* p, Plan* plan, Py_ssize_t pixel_block) noexcept nogil:
+    """As many blocks of out channels as keep the sums in cache that wait from one block of channels to the next."""
+    if plan.depth_block < p.depth:
+        plan.out_blocks = min(plan.out_side.tiles, ceil_div(p.outs * pixel_block, cache_room()))
+
+
+cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
+    """Blocks that stay in the second-level cache, then as many as it takes to keep all threads busy."""
+    cdef Schedule s
+    cdef Side side = pixel_side(plan, p.pixels)
+    cdef Py_ssize_t grain = side.width if plan.pixels_on_lanes else ceil_div(p.pixels, side.tiles)
+    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / THREAD_CYCLES))
+    cdef Py_ssize_t tiles = max(1, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
+    cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
+    cdef Py_ssize_t best_blocks, best_outs, b, o, block
+    cdef double busy, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
+    limit_partial(p, plan, min(p.pixels, tiles * grain))
+    best_blocks = blocks
+    best_outs = plan.out_blocks
+    if threads > 1:
+        for b in range(blocks, min(side.tiles, blocks + 4 * threads) + 1):
+            for o in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * threads) + 1):
+                if p.transformed and o > plan.out_blocks and side.tiles >= threads:
+                    break          # x would be transformed more than once
+                block = block_pixels(plan, p.pixels, b)
+                # An even share against the busiest thread's, if units were dealt out in turn.
+                busy = whole / threads / (
+                    <double> ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
+                    * block * ceil_div(plan.out_side.tiles, o))
+                # More blocks mean that x or the weights are read again.
+                busy -= 0.002 * (b - blocks) + 0.004 * (o - plan.out_blocks)
+                if busy > best_busy:
+                    best_busy = busy
+                    best_blocks = b
+                    best_outs = o
+    plan.out_blocks = best_outs
+    s.pixel_block = block_pixels(plan, p.pixels, best_blocks)
+    s.pixel_blocks = ceil_div(p.pixels, s.pixel_block)
+    s.parts = p.groups * plan.out_blocks
+    s.units = p.spans * s.pixel_blocks * s.parts
+    s.threads = <int> min(threads, s.units)
+    return s
+
+
+cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blocks) noexcept nogil:
+    """Pixels of each of so many blocks: whole tiles, so that only the last block has an edge; few rows just evenly."""
+    cdef Py_ssize_t even = ceil_div(pixels, blocks), rows = plan.isa.rows[plan.vectors]
+    if plan.pixels_on_lanes:
+        return ceil_div(even, plan.vectors * plan.isa.lanes) * plan.vectors * plan.isa.lanes
+    return ceil_div(even, rows) * rows if even >= 8 * rows else even
 
 
 # A direct-mapped cache: bounded, and a collision only costs making the plan again. Guarded by the GIL.
@@ -205,11 +234,12 @@ cdef struct PlanSlot:
     bint used
     Problem problem
     Plan plan
+    Schedule schedule
 
 cdef PlanSlot plan_slots[PLAN_SLOTS]
 
 
-cdef Plan plan_for(const Problem* p) noexcept:
+cdef const PlanSlot* plan_for(const Problem* p) noexcept:
     cdef const Py_ssize_t* words = <const Py_ssize_t*> p
     cdef uint64_t mixed = 0
     cdef size_t i
@@ -220,5 +250,6 @@ cdef Plan plan_for(const Problem* p) noexcept:
     if not slot.used or memcmp(&slot.problem, p, sizeof(Problem)) != 0:
         slot.problem = p[0]
         slot.plan = choose_plan(p)
+        slot.schedule = choose_schedule(p, &slot.plan)
         slot.used = True
-    return slot.plan
+    return slot
