@@ -385,6 +385,19 @@ def test_result_that_no_memory_holds(form, backend, size):
 
 
 @backends
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out_layout": "NCHX"}, "^out_layout must be a permutation"),
+        ({"stride": (1, 2, 3)}, "^stride must be an int or hold one per spatial axis"),
+    ],
+)
+def test_what_needs_no_map_is_checked_when_a_layer_is_made(backend, change, message):
+    with pytest.raises(ValueError, match=message):
+        pwconv.PointwiseConv(ones(4, 3), layout="NHWC", backend=backend, **change)
+
+
+@backends
 def test_unknown_and_missing_arguments(backend):
     x, weight = ones(1, 3, 2, 2), ones(4, 3)
     layer = pwconv.PointwiseConv(weight, backend=backend)
@@ -515,6 +528,7 @@ def test_shapes_of_kernels(form, backend, weight_layout, shape):
         ("channels_first", "channels_last", "NCHW", "NHWC"),
         ("channels_first", "NWHC", "NCHW", "NWHC"),
         ("NWHC", "channels_first", "NWHC", "NCWH"),
+        ("channels_first", "NLC", "NCL", "NLC"),
         ("NHCW", "channels_last", "NHCW", "NHWC"),
         ("NHWC", "CWHN", "NHWC", "CWHN"),
         ("NXCY", "CYXN", "NXCY", "CYXN"),
@@ -522,9 +536,10 @@ def test_shapes_of_kernels(form, backend, weight_layout, shape):
 )
 def test_layouts_by_name_and_by_letters(form, backend, layout, out_layout, letters, out_letters):
     rng = np.random.default_rng(11)
-    sizes = {"N": 2, "C": 6, **dict(zip((letter for letter in letters if letter not in "NC"), (5, 7), strict=True))}
-    x = rng.standard_normal([sizes[letter] for letter in letters], dtype=np.float32)
-    arguments = {"x": x, "weight": rng.standard_normal((4, 6), dtype=np.float32), "stride": (2, 3)}
+    sizes = {"N": 2, "C": 6}
+    x = rng.standard_normal([sizes.get(letter, 5 + axis) for axis, letter in enumerate(letters)], dtype=np.float32)
+    stride = tuple(range(2, len(letters)))
+    arguments = {"x": x, "weight": rng.standard_normal((4, 6), dtype=np.float32), "stride": stride}
     result = form(backend, arguments | {"layout": layout, "out_layout": out_layout})
     assert result.flags.c_contiguous
     expect(result, arguments | {"layout": letters, "out_layout": out_letters})
