@@ -224,23 +224,18 @@ def pwconv_ways(o: Operands) -> dict[str, Call]:
 
 def _numpy_ways(o: Operands) -> dict[str, Call]:
     """One product per image (NCHW) or for all pixels (NHWC); bias and ReLU in place."""
-    x, weight, result = o.sampled(), o.weight, o.workload.shape(o.layout, out=True)
-    if o.layout == "NCHW":
-        bias = o.bias[:, np.newaxis]
-
-        def product() -> Float32Array:
-            return np.matmul(weight, x.reshape(*x.shape[:2], -1))
-    else:
-        bias, transposed = o.bias, np.ascontiguousarray(weight.T)
-
-        def product() -> Float32Array:
-            return np.matmul(x.reshape(-1, x.shape[3]), transposed)
+    first, ins = o.layout == "NCHW", o.workload.in_channels
+    x, shape = o.sampled(), (o.workload.images, ins, -1) if first else (-1, ins)
+    # A view that is made once; every stride-th pixel has to be gathered in each call.
+    ready = x.reshape(shape) if o.workload.stride == 1 else None
+    weight, bias = (o.weight, o.bias[:, np.newaxis]) if first else (np.ascontiguousarray(o.weight.T), o.bias)
 
     def call() -> Float32Array:
-        y = product()
+        flat = x.reshape(shape) if ready is None else ready
+        y = np.matmul(weight, flat) if first else np.matmul(flat, weight)
         np.add(y, bias, out=y)
         np.maximum(y, 0, out=y)
-        return y.reshape(result)
+        return y
 
     return {"matmul": call}
 
@@ -302,19 +297,16 @@ def _mkl_ways(o: Operands) -> dict[str, Call]:
     mkl.cblas_sgemm_pack_get_size.restype = ctypes.c_size_t
     row_major, as_is, transposed, packed, b_matrix = 101, 111, 112, 151, 162
     pixels, ins, outs = o.workload.pixels, o.workload.in_channels, o.workload.out_channels
-    room = mkl.cblas_sgemm_pack_get_size(b_matrix, pixels, outs, ins)
-    memory = np.empty(room + 64, np.uint8)
-    panels = memory[-memory.ctypes.data % 64 :]
     sizes = (pixels, outs, ins)
+    memory = np.empty(mkl.cblas_sgemm_pack_get_size(b_matrix, *sizes) + 64, np.uint8)
+    panels = memory[-memory.ctypes.data % 64 :]
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
-    mkl.cblas_sgemm_pack(row_major, b_matrix, transposed, *sizes, one, _address(o.weight), ins, _address(panels))
+    mkl.cblas_sgemm_pack(row_major, b_matrix, transposed, *sizes, one, _pointer(o.weight), ins, _pointer(panels))
     # It wants all pixels evenly apart, so a strided layer's are gathered first.
     source = o.sampled()
     x = source if o.workload.stride == 1 else np.empty(source.shape, np.float32)
-    compute = partial(
-        mkl.cblas_sgemm_compute, row_major, as_is, packed, *sizes, _address(x), ins, _address(panels), outs, zero,
-        _address(o.out), outs,
-    )  # fmt: skip
+    operands = (_pointer(x), ins, _pointer(panels), outs, zero, _pointer(o.out), outs)
+    compute = partial(mkl.cblas_sgemm_compute, row_major, as_is, packed, *sizes, *operands)
 
     def call() -> Float32Array:
         if x is not source:
@@ -322,8 +314,6 @@ def _mkl_ways(o: Operands) -> dict[str, Call]:
         compute()
         return o.out
 
-    # The foreign code sees addresses only: the call keeps what they point to alive.
-    call.memory = memory  # type: ignore[attr-defined]
     return {"packed": call}
 
 
@@ -334,8 +324,9 @@ def _load_mkl() -> ctypes.CDLL:
     return library
 
 
-def _address(array: Float32Array) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    """Return an array's address in an object that keeps the array alive."""
+    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -350,7 +341,7 @@ PEERS = {
 # What limits the peers' instruction sets as PWCONV_ISA limits ours.
 _ISA_LIMITS = {
     "baseline": {
-        "OPENBLAS_CORETYPE": "Prescott",
+        "OPENBLAS_CORETYPE": "Nehalem",
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
@@ -365,11 +356,9 @@ _ISA_LIMITS = {
 
 
 def race_environment(environ: Mapping[str, str], threads: int, isa: str) -> dict[str, str]:
-    """Return `environ` with all that the libraries read from it when they are loaded.
-
-    What was set for OpenBLAS is dropped: a core type chosen for safety would slow NumPy here.
-    """
-    kept = {name: value for name, value in environ.items() if not name.startswith("OPENBLAS_")}
+    """Return `environ` with all that libraries read from it when they are loaded, without what would slow a peer."""
+    limits = {name for names in _ISA_LIMITS.values() for name in names}
+    kept = {name: value for name, value in environ.items() if name not in limits and not name.startswith("OPENBLAS_")}
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS")
     return kept | _ISA_LIMITS.get(isa, {}) | dict.fromkeys(counts, str(threads)) | {"PWCONV_ISA": isa}
 
@@ -491,7 +480,7 @@ def _wrong(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> list[tu
     # Wide enough for bfloat16, far too narrow for anything that is not this layer.
     tolerance = 0.01 * float(expected.max(initial=1.0))
     for contender, call in calls.items():
-        result = np.asarray(call())
+        result = np.asarray(call()).reshape(expected.shape)
         if contender[0] in PEERS and PEERS[contender[0]].bare:
             result = np.maximum(result + o.bias, 0)
         if not np.allclose(result, expected, rtol=0, atol=tolerance):

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         # Libraries read their settings when they are loaded, and NumPy is loaded: the race is for another process.
         for name in sorted(os.environ.keys() - environment.keys()):
-            print(f"{name}={os.environ[name]} is ignored: it would slow NumPy.")
+            print(f"{name}={os.environ[name]} is ignored: it would slow a peer.")
         sys.stdout.flush()
         return subprocess.call([sys.executable, "-m", "pwconv", "bench", *argv], env=environment)
     except KeyboardInterrupt:
@@ -102,10 +102,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text!r}")
+    return int(text)
 
 
 def _names(text: str) -> list[str]:
@@ -298,8 +297,8 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
         axes.vlines(x, own, best, color=color, linewidth=1)
         axes.plot(x, best, "o", color=color, markersize=4, markerfacecolor="white")
         axes.plot(x, own, "o" if number < 10 else "s", color=color, markersize=5, label=network)
-        for layer, *point in zip(layers, x, own, strict=True):
-            axes.annotate(layer.workload.name, tuple(point), (3, 2), textcoords="offset points", fontsize=6)
+        for layer, right_of, above in zip(layers, x, own, strict=True):
+            axes.annotate(layer.workload.name, (right_of, above), (3, 2), textcoords="offset points", fontsize=6)
     axes.set(
         xlabel="floating-point operations per byte of input, weights and result",
         ylabel="GFLOP/s",
