@@ -4,12 +4,11 @@ All work goes through the public interface. NumPy is enough; a picture of one's 
 """
 
 import math
+import os
 import shutil
 import statistics
 import sys
 import textwrap
-import time
-import timeit
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import pwconv
+from pwconv._race import race
 
 # ---- the page: plain ASCII, since in many a terminal of the far east a multiplication sign is two columns wide
 
@@ -62,15 +62,14 @@ def _duration(seconds: float) -> str:
 
 # ---- checks
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Check(NamedTuple):
-    """A layer beside its NumPy twin: seconds for one call, the largest error as a share of the largest value."""
+    """A layer beside its NumPy twin: seconds a call by name, the largest error as a share of the largest value."""
 
     layer: str
-    seconds: float
-    numpy_seconds: float
+    seconds: dict[str, float]
     error: float
     tolerance: float
 
@@ -85,11 +84,14 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
     for layout, axes in {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}.items():
         layer, twin = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
         map_ = np.ascontiguousarray(x.transpose(axes))
+        # Whatever our own threads are, those of NumPy's BLAS are as many as there are CPUs.
+        seconds = race(
+            {"pwconv": partial(layer, map_), "NumPy": partial(twin, map_)}, rounds=ROUNDS, threads=os.cpu_count() or 1
+        )
         checks.append(
             Check(
                 f"{name}  {layout}",
-                _median_seconds(partial(layer, map_)),
-                _median_seconds(partial(twin, map_)),
+                {contender: statistics.median(rounds) for contender, rounds in seconds.items()},
                 pwconv.verify(layer, map_).relative_error,
                 # float32 sums of K products are off by about sqrt(K) roundings of 6e-8 each
                 1e-7 * (4 * math.sqrt(layer.in_channels) + 8),
@@ -98,25 +100,13 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
     return checks
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
-    """The median time of a call."""
-    # It runs untimed at first, since the workers of the library that was called before spin for up to 0.1 s.
-    start, warm_up = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.12:
-        call()
-        warm_up += 1
-    number = 1 + warm_up // 60
-    return statistics.median(timeit.repeat(call, number=number, repeat=ROUNDS)) / number
-
-
 def _show_checks(checks: Iterable[Check]) -> None:
     _table(
         [
             {
                 "layer": check.layer,
-                "pwconv": _duration(check.seconds),
-                "NumPy": _duration(check.numpy_seconds),
-                "ratio": f"{check.numpy_seconds / check.seconds:.2f}",
+                **{contender: _duration(seconds) for contender, seconds in check.seconds.items()},
+                "ratio": f"{check.seconds['NumPy'] / check.seconds['pwconv']:.2f}",
                 "error": f"{check.error:.0e}",
                 "check": "ok" if check.passed else "WRONG",
             }

@@ -1,8 +1,6 @@
 """The command line and the demo: what it prints is right, fits the page, and a wrong result fails it."""
 
-import contextlib
 import dataclasses
-import io
 import os
 import subprocess
 import sys
@@ -21,7 +19,9 @@ from pwconv import demo
 @pytest.fixture
 def no_clock(monkeypatch):
     """Run what would be timed once."""
-    monkeypatch.setattr(demo, "_median_seconds", lambda call: (call(), 1e-3)[1])
+    monkeypatch.setattr(
+        demo, "race", lambda contenders, **_: {name: [(call(), 1e-3)[1]] for name, call in contenders.items()}
+    )
 
 
 def run(*words, **environment):
@@ -74,12 +74,21 @@ def test_a_reader_who_leaves_early_sees_no_traceback():
 
 # ---- the demo
 
+# Worked out by hand: size^2 k^2 in out multiply-adds, k^2 in out weights, size^2 in elements read by the 3x3 layer.
+COSTS = [
+    (56, [(128, 128, 3)], (462_422_016, 147_456, 401_408)),
+    (56, [(128, 10, 1), (10, 128, 3)], (40_140_800, 12_800, 31_360)),
+    (56, [(256, 256, 3)], (1_849_688_064, 589_824, 802_816)),
+    (56, [(256, 64, 1), (64, 64, 3), (64, 256, 1)], (218_365_952, 69_632, 200_704)),
+    (7, [(128, 128, 3)], (7_225_344, 147_456, 6_272)),
+    (7, [(128, 10, 1), (10, 128, 3)], (627_200, 12_800, 490)),
+]
 
-def test_demo_page():
-    with contextlib.redirect_stdout(io.StringIO()) as page:
-        status = command_line.main(["demo"])
-    text = page.getvalue()
-    assert status == 0
+
+def test_demo_page(monkeypatch, capsys, no_clock):
+    monkeypatch.setenv("COLUMNS", "132")
+    assert command_line.main(["demo"]) == 0
+    text = capsys.readouterr().out
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 80
     assert text.index("A classifier for every pixel") < text.index("Fewer channels")
@@ -95,6 +104,8 @@ def test_demo_page():
         )
         for layout in ("NCHW", "NHWC")
     ]
+    counted = [line.rsplit(maxsplit=3)[1:] for line in text.splitlines() if " -> 3x3 -> " in line]
+    assert counted == [[f"{count:,}" for count in counts] for *_, counts in COSTS]
     assert text.endswith("All 10 layers agree with NumPy.\n")
 
 
@@ -105,9 +116,7 @@ def test_demo_in_a_narrow_pipe():
     assert "128 -> 10  56x56  NHWC\n  pwconv: " in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(np.nan, 1), (np.inf, 1), (1e-3, 1), (2e-6, 0), (0.0, 0)], ids=lambda value: f"{value}"
-)
+@pytest.mark.parametrize(("error", "status"), [(np.nan, 1), (8e-6, 1), (3e-6, 0)])
 def test_a_wrong_result_fails_the_demo(monkeypatch, capsys, no_clock, error, status):
     verify = pwconv.verify
     monkeypatch.setattr(pwconv, "verify", lambda layer, x: dataclasses.replace(verify(layer, x), relative_error=error))
@@ -126,24 +135,9 @@ def test_wrong_labels_fail_the_demo(monkeypatch, capsys, no_clock):
     assert "Checks that failed: 1\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("size", "path", "expected"),
-    [
-        (56, [(128, 128, 3)], (462_422_016, 147_456, 401_408)),
-        (56, [(128, 10, 1), (10, 128, 3)], (40_140_800, 12_800, 31_360)),
-        (56, [(256, 256, 3)], (1_849_688_064, 589_824, 802_816)),
-        (56, [(256, 64, 1), (64, 64, 3), (64, 256, 1)], (218_365_952, 69_632, 200_704)),
-        (7, [(128, 128, 3)], (7_225_344, 147_456, 6_272)),
-        (7, [(128, 10, 1), (10, 128, 3)], (627_200, 12_800, 490)),
-    ],
-)
-def test_costs(size, path, expected, monkeypatch, capsys, no_clock):
-    """Worked out by hand: (size k)^2 in out multiply-adds, k^2 in out weights, size^2 in elements read by the 3x3."""
+@pytest.mark.parametrize(("size", "path", "expected"), COSTS)
+def test_cost(size, path, expected):
     assert demo.cost(size, tuple(demo.Conv(*conv) for conv in path)) == expected
-    demo.main()
-    assert any(
-        line.split()[-3:] == [f"{count:,}" for count in expected] for line in capsys.readouterr().out.splitlines()
-    )
 
 
 def test_nearest_prototype_is_the_nearest():
