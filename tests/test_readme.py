@@ -1,9 +1,22 @@
-"""The README's Python, which is one session, prints what the README says."""
+"""The README's Python, which is one session, prints what the README says; the functions that it names exist."""
 
 import doctest
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {".py", ".pyx", ".pxi", ".h"}
 
 
 def test_the_tour_runs():
     failed, attempted = doctest.testfile("../README.md", encoding="utf-8")
     assert failed == 0  # the differences are in the captured output
     assert attempted > 20
+
+
+def test_the_functions_of_the_inside_story_exist():
+    sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).iterdir() if path.suffix in SOURCES]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    named = re.findall(r"`(\w+)\(\)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 6
+    assert [name for name in named if not re.search(rf"^[\w* ]*\b{name}\(", text, re.MULTILINE)] == []
