@@ -67,7 +67,8 @@ def footprints(threads: int) -> dict[str, tuple[float, int]]:
     l1d, l2, l3 = caches["l1d"], caches["l2"], caches["l3"]
     levels: dict[str, tuple[float, int]] = {"L1": (l1d * threads, l1d // 2), "L2": (l2 * threads, l2 // 2)}
     if l3 > l2 * threads:
-        levels["L3"] = l3, max(2 * l2, l3 // (2 * threads))
+        # Half-way between a thread's own L2 and its part of what they share.
+        levels["L3"] = l3, (l2 + l3 // threads) // 2
     levels["memory"] = math.inf, min(4 * max(l2, l3), _PLENTY)
     return levels
 

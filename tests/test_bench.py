@@ -1,0 +1,422 @@
+"""The benchmark: its arithmetic, its fairness and its words. No test reads a real clock."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pwconv import _race, bench, runtime
+from pwconv._limits import Level, Limit, Machine, footprints, measure
+from pwconv._race import LAYOUTS, NETWORKS, PEERS, SHAPES, Operands, Peer, Result, Workload, compete, race, select
+
+STRIDED = Workload("a", "b", 2, 5, 6, 3, 4, 2)
+
+
+# Workloads ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_workload_counts_its_result_and_the_bytes_it_moves():
+    assert STRIDED.out_size == (3, 3)
+    assert STRIDED.pixels == 18
+    assert STRIDED.flops == 2 * 18 * 3 * 4
+    assert STRIDED.shape("NCHW") == (2, 3, 5, 6)
+    assert STRIDED.shape("NHWC", out=True) == (2, 3, 3, 4)
+    assert STRIDED.bytes_written == 4 * 18 * 4
+    weights = 4 * 3 + 4
+    # Every other row; in NCHW whole rows, since a cache line holds pixels that are wanted beside those that are not.
+    assert STRIDED.bytes_read("NHWC") == 4 * (2 * 3 * 3 * 3 + weights)
+    assert STRIDED.bytes_read("NCHW") == 4 * (2 * 3 * 6 * 3 + weights)
+
+
+def test_layers_have_names_of_their_own_and_fit_the_table():
+    names = [str(workload) for workload in NETWORKS + SHAPES]
+    assert len(NETWORKS) == 42
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 26
+
+
+def test_select_takes_parts_of_names_patterns_and_shapes():
+    assert {workload.network for workload in select(["resnet50"])} == {"resnet50"}
+    assert len(select(["resnet50"])) == 14
+    assert [str(workload) for workload in select(["c?.reduce", "vgg"])][-1] == "vgg reduce10"
+    assert select(["nin", "nin cccp2"]) == select(["nin"])
+    assert select(["shapes"]) == SHAPES
+    assert select(["2x5x6x3x4/2"])[0][2:] == STRIDED[2:]
+    assert select(["2x5x6x3x4"])[0].stride == 1
+
+
+@pytest.mark.parametrize("pattern", ["resnet51", "1x2x3x4", "1x2x3x0x5", "1x2x3x4x5/0", "1x2x3x4x5/"])
+def test_select_refuses_what_names_nothing(pattern):
+    with pytest.raises(ValueError, match=pattern):
+        select(["resnet50", pattern])
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+MACHINE = Machine("avx2", 1, 100.0, (Level("L2", 1000.0, 40.0, 20.0, 10.0), Level("memory", math.inf, 4.0, 2.0, 1.0)))
+
+
+def test_a_limit_is_the_slower_of_arithmetic_and_transfers():
+    assert MACHINE.limit(1e6, 10.0, 10.0) == Limit(pytest.approx(1e-5), "FMA")
+    # 100 bytes each way at 10 GB/s, the other 300 are read at 40.
+    assert MACHINE.limit(1.0, 400.0, 100.0) == Limit(pytest.approx((100 / 10 + 300 / 40) * 1e-9), "L2")
+    assert MACHINE.limit(1.0, 100.0, 400.0) == Limit(pytest.approx((100 / 10 + 300 / 20) * 1e-9), "L2")
+
+
+def test_a_level_serves_no_more_than_it_holds():
+    # Of 4,000 bytes, as many read as written, 1,000 are in L2.
+    expected = (500 / 10 + 1500 / 1) * 1e-9
+    assert MACHINE.limit(1.0, 2000.0, 2000.0) == Limit(pytest.approx(expected), "memory")
+
+
+def test_limits_have_no_steps_where_a_level_is_full():
+    around = [MACHINE.limit(1.0, size, 0.0).seconds for size in (999.0, 1000.0, 1001.0)]
+    assert around == sorted(around)
+    assert around[2] / around[0] < 1.02
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize("mib", [(1, 32), (2, 3), (1, 0), (2, 480)])
+def test_what_is_moved_to_measure_a_level_fits_there_and_nowhere_nearer(monkeypatch, threads, mib):
+    class Engine:
+        @staticmethod
+        def caches():
+            return {"l1d": 48 << 10, "l2": mib[0] << 20, "l3": mib[1] << 20}
+
+    monkeypatch.setattr(runtime, "engine", Engine)
+    held = 0
+    levels = footprints(threads)
+    assert ("L3" in levels) == (mib[1] > mib[0] * threads)
+    for name, (capacity, size) in levels.items():
+        assert held < size * threads <= capacity or (name == "memory" and size == 1 << 28)
+        held = capacity
+
+
+def test_a_measured_machine_has_a_peak_and_levels():
+    machine = measure(runtime.engine.isa_active(), 2, passes=1, seconds=0.0)
+    assert machine.threads == 2
+    assert machine.peak > 0
+    assert [machine.levels[0].name, machine.levels[-1].name] == ["L1", "memory"]
+    assert all(rate > 0 for level in machine.levels for rate in level[2:])
+
+
+# The race -------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time passes only when somebody works."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.log = []
+
+    def __call__(self):
+        return self.now
+
+    def worker(self, name, seconds):
+        def work():
+            self.log.append((name, self.now))
+            self.now += seconds
+
+        return work
+
+
+def test_turns_rotate_and_each_round_gives_a_figure():
+    clock = Clock()
+    contenders = {name: clock.worker(name, seconds) for name, seconds in (("a", 0.001), ("b", 0.05), ("c", 1.0))}
+    times = race(contenders, rounds=3, threads=1, clock=clock)
+    assert times == {
+        "a": pytest.approx([0.001] * 3),
+        "b": pytest.approx([0.05] * 3),
+        "c": pytest.approx([1.0] * 3),
+    }
+    turns = [name for i, (name, _) in enumerate(clock.log) if i == 0 or clock.log[i - 1][0] != name]
+    assert "".join(turns) == "abcbcacab"
+
+
+@pytest.mark.parametrize(("threads", "warm_up"), [(1, 0.010), (2, 0.120)])
+def test_a_turn_is_a_warm_up_and_a_block(threads, warm_up):
+    clock = Clock()
+    race({"a": clock.worker("a", 0.004)}, rounds=1, threads=threads, clock=clock)
+    assert clock.now == pytest.approx(math.ceil(warm_up / 0.004) * 0.004 + 0.020)
+
+
+def test_the_timed_block_is_what_counts():
+    clock = Clock()
+    calls = 0
+
+    def first_call_is_slow():
+        nonlocal calls
+        calls += 1
+        clock.now += 1.0 if calls == 1 else 0.001
+
+    assert race({"a": first_call_is_slow}, rounds=1, threads=1, clock=clock) == {"a": [pytest.approx(0.001)]}
+
+
+def result(**seconds):
+    """A race of one GFLOP, for which the limit is 0.01 s."""
+    names = {
+        "pwconv": ("pwconv", ""),
+        "out": ("out=", ""),
+        "conv2d": ("torch", "conv2d"),
+        "linear": ("torch", "linear"),
+    }
+    columns = {names.get(name, (name, "only")): rounds for name, rounds in seconds.items()}
+    return Result(Workload("net", "layer", 1, 1000, 1000, 25, 20), Limit(0.01, "FMA"), columns)
+
+
+def test_rates_are_medians_and_a_peer_is_its_best_way():
+    heat = result(pwconv=[0.02, 9.0, 0.02], out=[0.0125], conv2d=[0.1, 0.04, 0.05], linear=[0.04, 0.025, 0.025])
+    assert heat.gflops == pytest.approx({"pwconv": 50.0, "out=": 80.0, "torch": 40.0})
+    assert heat.shares == pytest.approx({"pwconv": 0.5, "out=": 0.8})
+    assert heat.ratios == pytest.approx({"torch": 1.25})
+
+
+def test_who_gets_a_buffer_is_compared_with_a_buffer():
+    heat = result(pwconv=[0.02], out=[0.0125], conv2d=[0.025], mkl=[0.0125])
+    assert heat.ratios == pytest.approx({"torch": 1.25, "mkl": 1.0})
+    assert heat.ratio() == pytest.approx(1.0)
+    assert heat.ratio(bare=False) == pytest.approx(1.25)
+    assert result(pwconv=[0.02], out=[0.02]).ratio() is None
+
+
+@pytest.mark.parametrize(("seconds", "winners"), [(0.0195, set()), (0.019, {"torch"})])
+def test_a_peer_wins_by_more_than_three_percent(seconds, winners):
+    assert result(pwconv=[0.02], out=[0.02], conv2d=[seconds]).winners == winners
+
+
+# Contenders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workload", [STRIDED, Workload("a", "c", 3, 4, 5, 300, 33), Workload("a", "d", 1, 1, 1, 1, 1)])
+@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in PEERS for layout in PEERS[name].layouts])
+def test_peers_compute_what_pwconv_computes(name, layout, workload):
+    obstacle = PEERS[name].obstacle(layout, limited=False)
+    if obstacle:
+        pytest.skip(f"{name} {obstacle}")
+    outcome = compete(Operands(workload, layout), [name], MACHINE, rounds=1)
+    assert outcome.wrong == ()
+    assert name in outcome.ratios
+    assert list(outcome.shares) == ["pwconv", "out="]
+
+
+def fake_peer(monkeypatch, ways):
+    monkeypatch.setitem(PEERS, "fake", Peer("fake", ("numpy",), LAYOUTS, ways))
+
+
+def test_a_wrong_peer_does_not_race(monkeypatch):
+    def ways(operands):
+        right = _race.pwconv_ways(operands)["pwconv"]
+        return {"right": right, "wrong": lambda: right() + 0.1 * right().max()}
+
+    fake_peer(monkeypatch, ways)
+    outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
+    assert outcome.wrong == ("fake wrong",)
+    assert ("fake", "right") in outcome.seconds
+    assert ("fake", "wrong") not in outcome.seconds
+    assert "fake wrong on a b" in " ".join(bench.conclusion([outcome], bench.geometric_means([outcome])))
+
+
+def test_a_wrong_pwconv_is_an_error(monkeypatch):
+    monkeypatch.setattr(_race, "pwconv_ways", lambda o: {"pwconv": lambda: o.out * 0 - 1, "out=": lambda: o.out})
+    with pytest.raises(RuntimeError, match="a b wrong in NHWC"):
+        compete(Operands(STRIDED, "NHWC"), ["numpy"], MACHINE, rounds=1)
+
+
+@pytest.mark.parametrize(("second", "lost"), [(0.5, ("fake",)), (2.0, ())])
+def test_a_layer_is_lost_when_it_is_lost_twice(monkeypatch, second, lost):
+    fake_peer(monkeypatch, lambda operands: {"": _race.pwconv_ways(operands)["pwconv"]})
+    races = iter([0.5, second])
+
+    def fake_race(contenders, *, rounds, threads):
+        peer = next(races)
+        return {contender: [peer if contender[0] == "fake" else 1.0] for contender in contenders}
+
+    monkeypatch.setattr(_race, "race", fake_race)
+    outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
+    assert outcome.lost == lost
+    assert outcome.ratios == {"fake": 0.5}  # the first race is the one that is shown
+    assert next(races, None) is None
+
+
+def test_a_layer_that_is_won_is_raced_once(monkeypatch):
+    fake_peer(monkeypatch, lambda operands: {"": _race.pwconv_ways(operands)["pwconv"]})
+    races = []
+
+    def fake_race(contenders, *, rounds, threads):
+        races.append((rounds, threads))
+        return {contender: [1.0] for contender in contenders}
+
+    monkeypatch.setattr(_race, "race", fake_race)
+    compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE._replace(threads=3), rounds=5)
+    assert races == [(5, 3)]
+
+
+# Environment ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer():
+    before = {"HOME": "/", "OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "512", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    after = _race.race_environment(before, 3, "avx512")
+    assert after == {"HOME": "/", "PWCONV_ISA": "avx512"} | dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS"), "3"
+    )
+    limited = _race.race_environment(before, 3, "avx2")
+    assert limited["ONEDNN_MAX_CPU_ISA"] == limited["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+    assert limited["OPENBLAS_CORETYPE"] == "Haswell"
+    # A process started with it is not started again.
+    assert _race.race_environment(limited, 3, "avx2") == limited
+    assert _race.race_environment(after, 3, "avx512") == after
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def test_without_options_all_layers_and_peers_race():
+    options = bench.parse([])
+    assert options.layers == NETWORKS
+    assert options.threads == runtime.get_num_threads()
+    assert options.isa == runtime.engine.isa_active()
+    assert "numpy" in options.peers
+    assert {*options.peers, *options.without} == set(PEERS)
+    assert options.without["mkl"] == "races in NHWC only"
+
+
+def test_options_are_read():
+    words = "--layout NHWC --threads 3 --peers numpy, --layers nin,1x2x3x4x5 --precision high --rounds 3 --json a.json"
+    options = bench.parse(words.split())
+    assert (options.layout, options.threads, options.precision, options.rounds) == ("NHWC", 3, "high", 3)
+    assert options.peers == ["numpy"]
+    assert [str(workload) for workload in options.layers] == ["nin cccp2", "nin cccp4", "nin cccp8", "shape 1x2x3x4x5"]
+    assert options.json.name == "a.json"
+    assert bench.parse(["--peers", ""]).peers == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--peers nobody", "there is no 'nobody', but numpy, torch"),
+        ("--peers mkl", "mkl races in NHWC only"),
+        ("--layers resnet51", "no layer is called 'resnet51'"),
+        ("--threads 0", "must be 1 or more, got '0'"),
+        ("--rounds x", "must be 1 or more, got 'x'"),
+        ("--isa sse9", "invalid choice: 'sse9'"),
+        ("--layout NCWH", "invalid choice"),
+        ("--json nowhere/at/all.json", "there is no folder nowhere/at"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(capsys, words, message):
+    with pytest.raises(SystemExit) as exit_:
+        bench.parse(words.split())
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_peer_says_why_it_does_not_race(monkeypatch):
+    peer = Peer("x", ("numpy", "no-such-package"), ("NHWC",), lambda operands: {}, follows_isa=False)
+    assert peer.obstacle("NHWC", limited=False) == "is not installed (pip install no-such-package)"
+    peer = peer._replace(packages=("numpy",))
+    assert peer.obstacle("NHWC", limited=True) == "cannot be limited to an instruction set"
+    assert peer.obstacle("NHWC", limited=False) is None
+    assert peer.version == np.__version__
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_race(monkeypatch, capsys):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        bench.parse(["--plot", "roof.png"])
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "_default_backend", "numpy")
+    assert bench.main([]) == 1
+    assert "nothing to race" in capsys.readouterr().err
+
+
+# What is told ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_line_of_the_table_has_its_place(layout):
+    peers = [name for name in PEERS if layout in PEERS[name].layouts]
+    rates = dict.fromkeys(["pwconv", "out=", *peers], 12345.6) | {"torch": 9.87, "numpy": 123.4}
+    text = bench.figures("x" * 25, peers, rates, {"pwconv": 1.0, "out=": 0.004}, 12.345)
+    assert text.split() == ["x" * 25, "12346", "100%", "12346", "0%", "123", "9.9", "12346", "12.35x"]
+    assert len(text) <= 80
+
+
+def test_what_is_missing_is_a_dash():
+    text = bench.figures("a", ["torch"], {"pwconv": 1, "out=": 2}, {"pwconv": 1, "out=": 1}, None)
+    assert text.split() == ["a", "1.0", "100%", "2.0", "100%", "-", "-"]
+
+
+def test_means_are_geometric_and_taken_of_each_layers_best():
+    one = result(pwconv=[0.02], out=[0.01], conv2d=[0.04], mkl=[0.01])
+    other = result(pwconv=[0.02], out=[0.01], conv2d=[0.01], mkl=[0.04])
+    means = bench.geometric_means([one, other])
+    assert means["gflops"] == pytest.approx({"pwconv": 50, "out=": 100, "torch": 50, "mkl": 50})
+    assert means["shares"] == pytest.approx({"pwconv": 0.5, "out=": 1.0})
+    assert means["ratios"] == pytest.approx(
+        {"torch": 1.0, "mkl": 2.0, "best framework": 1.0, "best": math.sqrt(1.0 * 0.5)}
+    )
+
+
+def test_without_peers_there_are_no_ratios():
+    alone = result(pwconv=[0.02], out=[0.01])
+    means = bench.geometric_means([alone])
+    assert means["ratios"] == {}
+    text = " ".join(bench.conclusion([alone], means))
+    assert "as fast" not in text
+    assert "worst 50%" in text
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run_bench(*words, **variables):
+    command = [sys.executable, "-m", "pwconv", "bench", "--threads", "1", "--rounds", "1", *map(str, words)]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
+    path = tmp_path / "race.json"
+    words = ("--layers", "2x5x6x3x4/2,1x4x4x16x16", "--peers", "numpy", "--layout", "NHWC", "--json", path)
+    done = run_bench(*words, OPENBLAS_CORETYPE="Haswell")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress where nobody watches
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in done.stdout
+    assert lines[0] == "OPENBLAS_CORETYPE=Haswell is ignored: it would slow a peer."
+    assert "1 thread, NHWC" in " ".join(lines)
+    table = [line for line in lines if line.startswith(("layer ", "shape ", "geometric "))]
+    assert [len(line.split()) for line in table] == [7, 8, 8, 8]
+
+    saved = json.loads(path.read_text())
+    assert saved["options"] == {
+        "layout": "NHWC", "threads": 1, "isa": runtime.engine.isa_active(), "precision": "highest", "rounds": 1,
+    }  # fmt: skip
+    assert saved["pwconv"]["threads"] == 1
+    assert saved["peers"] == {"numpy": np.__version__}
+    assert saved["machine"]["peak_gflops"] > 0
+    assert saved["machine"]["levels"][-1]["capacity"] is None
+    first = saved["layers"][0]
+    assert [first[name] for name in Workload._fields[2:]] == list(STRIDED[2:])
+    assert set(first["seconds"]) == {"pwconv", "out=", "numpy matmul"}
+    assert first["gflops"]["numpy"] == pytest.approx(STRIDED.flops * 1e-9 / first["seconds"]["numpy matmul"][0])
+    assert first["ratios"]["numpy"] == pytest.approx(first["gflops"]["pwconv"] / first["gflops"]["numpy"])
+    assert first["shares"]["pwconv"] == pytest.approx(first["gflops"]["pwconv"] / first["limit_gflops"])
+    assert set(saved["geometric_means"]) == {"gflops", "shares", "ratios"}
+
+
+def test_the_command_draws_a_roofline(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "roof.png"
+    done = run_bench("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", path)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(b"\x89PNG")
