@@ -65,6 +65,7 @@ TREES = {
     "v2 rounded down": ("0::/\n", {"cpu.max": "399999 100000\n"}, 3),
     "v2 below one": ("0::/\n", {"cpu.max": "20000 100000\n"}, 1),
     "v2 beyond the mask": ("0::/\n", {"cpu.max": "6400000 100000\n"}, 8),
+    "v2 equal to the mask": ("0::/\n", {"cpu.max": "800000 100000\n"}, 8),
     "v2 as the host sees it": ("0::/docker/0123\n", {"cpu.max": "250000 100000\n"}, 2),
     "v2 outside the namespace": ("0::/../other\n", {"cpu.max": "500000 100000\n", "../cpu.max": "100000 100000\n"}, 5),
     "v2 beside v1": ("1:name=systemd:/\n0::/a\n", {"unified/a/cpu.max": "300000 100000\n"}, 3),
