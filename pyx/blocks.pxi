@@ -30,6 +30,7 @@ cdef struct Step:
     Py_ssize_t in_scale_span, in_shift_span
     activation_t before, after
     bint plain                     # bias and clip are all that happens at the end
+    bint transformed               # something happens to x before
 
 
 cdef struct Program:
@@ -68,10 +69,27 @@ cdef inline Py_ssize_t tile_floats(const Plan* p) noexcept nogil:
     return p.isa.rows[p.vectors] * p.vectors * p.isa.lanes
 
 
+cdef void place_scratch_map(Step* step, Py_ssize_t pixels, Py_ssize_t pixel_block) noexcept nogil:
+    """The strides of a map that holds one block of pixels at a time, in lines of pixels or of channels."""
+    step.y.slack = True
+    step.y.kind = KIND_FLOAT32
+    step.y.item = sizeof(float)
+    step.y.channels = step.groups * step.outs
+    step.y.span_step = 0
+    step.y.axes = 1
+    step.y.size[0] = pixels
+    if step.y_pixels_last:
+        step.y.channel_step = (pixel_block + SCRATCH_PAD) * sizeof(float)
+        step.y.step[0] = sizeof(float)
+    else:
+        step.y.channel_step = sizeof(float)
+        step.y.step[0] = (step.y.channels + SCRATCH_PAD) * sizeof(float)
+
+
 cdef void lay_out(Program* g) noexcept nogil:
     """Divides a thread's scratch memory: what steps use one after the other is shared, scratch maps are not."""
     cdef size_t strips = 0, panels = 0, partial = 0, residual = 0, at
-    cdef Py_ssize_t pixels = g.schedule.pixel_block, outs, tiles, i
+    cdef Py_ssize_t pixels = g.schedule.pixel_block, tiles, i
     cdef const Plan* p
     cdef Step* step
     cdef Side side
@@ -94,22 +112,9 @@ cdef void lay_out(Program* g) noexcept nogil:
     at = g.residual_at + aligned(residual)
     for i in range(g.count):
         step = &g.steps[i]
-        if not step.y_is_scratch:
-            continue
-        outs = step.groups * step.outs
-        step.y.slack = True
-        step.y.channels = outs
-        step.y.span_step = 0
-        step.y.axes = 1
-        step.y.size[0] = g.pixels
-        if step.y_pixels_last:
-            step.y.channel_step = (pixels + SCRATCH_PAD) * sizeof(float)
-            step.y.step[0] = sizeof(float)
-        else:
-            step.y.channel_step = sizeof(float)
-            step.y.step[0] = (outs + SCRATCH_PAD) * sizeof(float)
-        step.y_at = at
-        at += aligned(max(outs * step.y.channel_step, pixels * step.y.step[0]))
+        if step.y_is_scratch:
+            step.y_at = at
+            at += aligned(max(step.groups * step.outs * step.y.channel_step, pixels * step.y.step[0]))
     g.thread_bytes = at
 
 
@@ -128,6 +133,7 @@ cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_
         if start + x.channels > channel + done and done < b.depth:
             # This part holds the next channels.
             pack.depth = min(x.channels - (channel + done - start), b.depth - done)
+            pack.kind = x.kind
             pack.channel_step = x.channel_step
             pack.dst = dst + (done if t.plan.rowwise else done * width)
             pack.scale = pack.shift = NULL
@@ -323,7 +329,7 @@ cdef void run_step(const Step* t, Block* b, Py_ssize_t part) noexcept nogil:
 
 
 cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nogil:
-    """One block of pixels through all steps; where there is but one step, for one part of its out channels."""
+    """One block of pixels through all steps, or one part of the only step's out channels (if it has parts)."""
     cdef Py_ssize_t first_part = unit % g.schedule.parts, end_part, part
     cdef const Step* step
     cdef FeatureMap written[2]     # where this thread finds a scratch y; in turn, as the next step reads the last one
@@ -348,7 +354,7 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
             written[i & 1].data = memory + step.y_at - b.first * step.y.step[0]
             b.y = &written[i & 1]
         end_part = first_part + 1
-        if g.count > 1:
+        if g.schedule.parts == 1:
             end_part = step.groups * step.plan.out_blocks
         for part in range(first_part, end_part):
             run_step(step, &b, part)
@@ -356,7 +362,7 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
 
 cdef void run_program(const Program* g, char* memory) noexcept nogil:
     """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
-    cdef uint64_t before
+    cdef uint64_t before = 0
     cdef Py_ssize_t unit
     if g.schedule.threads == 1:
         before = pwconv_float_enter()
@@ -387,6 +393,7 @@ cdef void pack_weights(const Plan* p, const char* weights, Py_ssize_t out_step, 
     cdef Py_ssize_t group_floats = packed_floats(p, depth)
     cdef Py_ssize_t group, tile, out
     cdef pack_t pack
+    pack.kind = KIND_FLOAT32
     pack.step = out_step
     pack.channel_step = in_step
     pack.depth = depth

@@ -31,6 +31,13 @@ cdef extern from "isa.h" nogil:
         MAX_VECTORS
         ACT_NONE
         ACT_CLIP
+        KIND_FLOAT32
+        KIND_UINT8
+        KIND_INT8
+        KIND_UINT16
+        KIND_INT16
+        KIND_FLOAT16
+        KIND_BFLOAT16
 
     ctypedef struct activation_t:
         int code
@@ -52,6 +59,7 @@ cdef extern from "isa.h" nogil:
 
     ctypedef struct pack_t:
         const char* src
+        int kind
         Py_ssize_t step, channel_step, count, depth
         float* dst
         Py_ssize_t width, panel, at
@@ -173,6 +181,7 @@ cdef class Recipe:
     """Parsed constructor arguments in the form that a call needs."""
 
     cdef object spec
+    cdef str layout, out_layout
     cdef int rank                  # 0: any, see by_rank
     cdef dict by_rank
     cdef Axes x_axes, y_axes
@@ -197,6 +206,8 @@ cdef class Recipe:
         if len(layout) > MAX_AXES:
             raise ValueError(f"layout may have {MAX_AXES} axes at most, got {layout!r}")
         self.rank = len(layout)
+        self.layout = layout
+        self.out_layout = out_layout
         locate_axes(layout, layout, &self.x_axes)
         locate_axes(out_layout, layout, &self.y_axes)
         for i in range(self.x_axes.pixel_axes):
@@ -247,12 +258,21 @@ cdef void fill_table(float* table, const float* values, float otherwise, Py_ssiz
 # A call ---------------------------------------------------------------------------------------------------------------
 
 cdef enum:
-    X, WEIGHT, BIAS, INPUT_SCALE, INPUT_SHIFT, OUTPUT_SCALE, RESIDUAL, OUT, BUFFERS
+    WEIGHT, BIAS, INPUT_SCALE, INPUT_SHIFT, OUTPUT_SCALE, RESIDUAL, OUT, BUFFERS
 
 
 cdef struct Buffers:
     Py_buffer view[BUFFERS]
     bint held[BUFFERS]
+
+
+cdef struct Input:
+    # One map, or several that follow each other along the channels.
+    int count, held
+    Py_buffer* view
+    FeatureMap* map
+    Py_buffer one_view
+    FeatureMap one_map
 
 
 cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
@@ -264,7 +284,68 @@ cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
         PyErr_Clear()
         return False
     buffers.held[which] = True
-    return holds_float32(&buffers.view[which])
+    return element_kind(&buffers.view[which]) == KIND_FLOAT32
+
+
+cdef void release(Buffers* buffers) noexcept:
+    cdef int i
+    for i in range(BUFFERS):
+        if buffers.held[i]:
+            PyBuffer_Release(&buffers.view[i])
+            buffers.held[i] = False
+
+
+cdef bint hold_map(Input* x, object exporter) noexcept:
+    """Takes the next map's buffer; False unless it holds numbers that can be widened to float32."""
+    cdef Py_buffer* view = &x.view[x.held]
+    if PyObject_GetBuffer(exporter, view, PyBUF_STRIDES | PyBUF_FORMAT) != 0:
+        PyErr_Clear()
+        return False
+    x.map[x.held].kind = element_kind(view)
+    x.held += 1
+    return x.map[x.held - 1].kind >= 0
+
+
+cdef bint hold_input(Input* x, object value) except -1:
+    """Takes the buffers of an array, or of a list of arrays; False unless all of them are plainly good."""
+    x.count = 1
+    x.held = 0
+    x.view = &x.one_view
+    x.map = &x.one_map
+    if type(value) is not list and type(value) is not tuple:
+        if hold_map(x, value):
+            return True
+        value = (value,)
+    elif len(value) > 1:
+        x.count = len(value)
+        x.map = <FeatureMap*> malloc(x.count * (sizeof(FeatureMap) + sizeof(Py_buffer)))
+        if x.map == NULL:
+            x.map = &x.one_map
+            raise MemoryError("no memory for a list of maps")
+        x.view = <Py_buffer*> (x.map + x.count)
+    release_input_views(x)
+    for part in value:
+        if x.held == x.count or not hold_map(x, part):
+            # bfloat16 arrays export no buffer of their own.
+            if x.held == x.count or getattr(getattr(part, "dtype", None), "name", None) != "bfloat16":
+                return False
+            if not hold_map(x, part.view(numpy.uint16)):
+                return False
+            x.map[x.held - 1].kind = KIND_BFLOAT16
+    return x.held == x.count
+
+
+cdef void release_input_views(Input* x) noexcept:
+    while x.held > 0:
+        x.held -= 1
+        PyBuffer_Release(&x.view[x.held])
+
+
+cdef void release_input(Input* x) noexcept:
+    release_input_views(x)
+    if x.map != &x.one_map:
+        free(x.map)
+        x.map = &x.one_map
 
 
 cdef bint is_table(const Buffers* buffers, int which, Py_ssize_t batch, Py_ssize_t channels) noexcept:
@@ -325,28 +406,41 @@ cdef bint same_elements(const Py_buffer* a, const Py_buffer* b) noexcept:
     return True
 
 
-cdef bint out_is_apart(const Buffers* buffers) noexcept:
+cdef bint meets(const Py_buffer* a, const Py_buffer* b) noexcept:
+    """May two buffers share a byte?"""
+    cdef const char* a_low
+    cdef const char* a_high
+    cdef const char* b_low
+    cdef const char* b_high
+    extent(a, &a_low, &a_high)
+    extent(b, &b_low, &b_high)
+    return a_low < b_high and b_low < a_high
+
+
+cdef bint out_is_apart(const Input* x, const Buffers* buffers) noexcept:
     """Does `out` surely reach no element twice and none that is read (but by a residual that is `out` itself)?"""
-    cdef const char* low
-    cdef const char* high
-    cdef const char* other_low
-    cdef const char* other_high
+    cdef const Py_buffer* out = &buffers.view[OUT]
     cdef int i
-    if not reaches_once(&buffers.view[OUT]):
+    if not reaches_once(out):
         return False
-    extent(&buffers.view[OUT], &low, &high)
+    for i in range(x.count):
+        if meets(out, &x.view[i]):
+            return False
     for i in range(BUFFERS):
-        if i == OUT or not buffers.held[i]:
+        if i == OUT or not buffers.held[i] or (i == RESIDUAL and same_elements(&buffers.view[i], out)):
             continue
-        if i == RESIDUAL and same_elements(&buffers.view[i], &buffers.view[OUT]):
-            continue
-        extent(&buffers.view[i], &other_low, &other_high)
-        if other_low < high and low < other_high:
+        if meets(out, &buffers.view[i]):
             return False
     return True
 
 
 cdef int thread_setting = 1
+cdef int busy_threads = 0          # threads of all calls under way, the callers' own included; guarded by the GIL
+
+
+cdef inline int free_threads(int allowed) noexcept:
+    """So many threads of those allowed are not busy with other calls; who finds none free runs alone."""
+    return max(1, allowed - busy_threads)
 
 
 cdef int threads_for(object num_threads) noexcept:
@@ -358,6 +452,10 @@ cdef int threads_for(object num_threads) noexcept:
         return 0
     wanted = num_threads
     return <int> min(wanted, 1024)
+
+
+cdef enum:
+    PACKINGS = 4                   # different packings of its weights that a layer keeps
 
 
 cdef class Layer:
@@ -392,7 +490,7 @@ cdef class Layer:
     def __dealloc__(self):
         release(&self.buffers)
 
-    cdef const float* packed_for(self, const Plan* plan) except NULL:
+    cdef Memory packed_for(self, const Plan* plan):
         """The weights as the plan wants them; packed when they are first wanted so."""
         key = (<uintptr_t> plan.isa, plan.pixels_on_lanes, plan.vectors)
         cdef Memory memory = self.packed.get(key)
@@ -402,8 +500,10 @@ cdef class Layer:
             memory.reserve(packed_floats(plan, self.weights.depth) * groups * sizeof(float))
             pack_weights(plan, self.weights.data, self.weights.out_step, self.weights.in_step, self.weights.depth,
                          groups, <float*> memory.data)
+            if len(self.packed) >= PACKINGS:
+                self.packed.clear()
             self.packed[key] = memory
-        return <const float*> memory.data
+        return memory
 
     def __call__(self, x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,
                  num_threads=None):
@@ -456,14 +556,6 @@ cdef bint weights_are_plain(const Buffers* buffers, str layout, Py_ssize_t group
         view.ndim == 1 and view.shape[0] == outs and (view.strides[0] == sizeof(float) or outs == 1))
 
 
-cdef void release(Buffers* buffers) noexcept:
-    cdef int i
-    for i in range(BUFFERS):
-        if buffers.held[i]:
-            PyBuffer_Release(&buffers.view[i])
-            buffers.held[i] = False
-
-
 cdef object convolve(Recipe recipe, Layer layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out,
                      num_threads):
     """A call: as it stands if all is plainly good, else once more with what pwconv.arguments makes of it."""
@@ -492,30 +584,62 @@ cdef object attempt(Recipe recipe, Layer layer, weight, bias, x, input_scale, in
                     num_threads, bint checked):
     """Computes the call if its arguments are plainly good (`checked`: out's memory is known to be apart); else None."""
     cdef Buffers buffers
+    cdef Input inputs
     memset(buffers.held, 0, sizeof(buffers.held))
+    inputs.held = 0
+    inputs.map = &inputs.one_map
     try:
-        if not (hold(&buffers, X, x) and hold(&buffers, WEIGHT, weight) and hold(&buffers, BIAS, bias)
+        if not (hold_input(&inputs, x) and hold(&buffers, WEIGHT, weight) and hold(&buffers, BIAS, bias)
                 and hold(&buffers, INPUT_SCALE, input_scale) and hold(&buffers, INPUT_SHIFT, input_shift)
                 and hold(&buffers, OUTPUT_SCALE, output_scale) and hold(&buffers, RESIDUAL, residual)
-                and hold(&buffers, OUT, out)) or x is None:
+                and hold(&buffers, OUT, out)):
             return None
-        return compute(recipe, layer, &buffers, out, num_threads, checked)
+        return compute(recipe, layer, &inputs, &buffers, out, num_threads, checked)
     finally:
         release(&buffers)
+        release_input(&inputs)
 
 
-cdef object compute(Recipe recipe, Layer layer, Buffers* buffers, out, num_threads, bint checked):
+cdef Py_ssize_t channels_of(Recipe recipe, const Input* x) noexcept:
+    """The channels of all maps together; -1 if the maps differ in another axis, or do not fit the layout."""
+    cdef Py_ssize_t channels = 0
+    cdef int i, axis
+    for i in range(x.count):
+        if x.view[i].ndim != recipe.rank:
+            return -1
+        for axis in range(recipe.rank):
+            if axis != recipe.x_axes.channel and x.view[i].shape[axis] != x.view[0].shape[axis]:
+                return -1
+        channels += x.view[i].shape[recipe.x_axes.channel]
+    return channels
+
+
+cdef Py_ssize_t shape_of_result(Recipe recipe, const Py_buffer* x, const Axes* y, Py_ssize_t outs,
+                                Py_ssize_t* shape) noexcept:
+    """Fills in the result's shape and returns its elements; -1 if no address space can hold them."""
+    cdef Py_ssize_t size = outs
+    cdef int i, axis
+    shape[y.channel] = outs
+    for i in range(recipe.x_axes.pixel_axes):
+        axis = y.pixel[i]
+        shape[axis] = ceil_div(x.shape[recipe.x_axes.pixel[i]], recipe.stride[i])
+        if size and shape[axis] > PY_SSIZE_T_MAX // <Py_ssize_t> sizeof(float) // size:
+            return -1
+        size *= shape[axis]
+    return size
+
+
+cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out, num_threads, bint checked):
     """The part of attempt() in which all buffers are held."""
-    cdef Py_buffer* x = &buffers.view[X]
     cdef Py_ssize_t groups = recipe.groups
     cdef Py_ssize_t shape[MAX_AXES]
     cdef Py_ssize_t batch, spans, size, in_channels
-    cdef int i, axis, threads
+    cdef int i, threads
     cdef bint apart
     cdef Weights weights
 
     # Are shapes, tables, threads and memory plainly good?
-    recipe = recipe.of_rank(x.ndim)
+    recipe = recipe.of_rank(x.view[0].ndim)
     threads = threads_for(num_threads)
     if recipe is None or threads == 0:
         return None
@@ -526,24 +650,19 @@ cdef object compute(Recipe recipe, Layer layer, Buffers* buffers, out, num_threa
     else:
         weights = layer.weights
     in_channels = weights.depth * groups
-    batch = x.shape[recipe.x_axes.batch] if recipe.x_axes.batch >= 0 else 1
-    if x.shape[recipe.x_axes.channel] != in_channels:
+    if channels_of(recipe, x) != in_channels:
         return None
+    batch = x.view[0].shape[recipe.x_axes.batch] if recipe.x_axes.batch >= 0 else 1
     if not (is_table(buffers, INPUT_SCALE, batch, in_channels) and is_table(buffers, INPUT_SHIFT, batch, in_channels)
             and is_table(buffers, OUTPUT_SCALE, batch, weights.outs)):
         return None
-    size = weights.outs
-    shape[recipe.y_axes.channel] = weights.outs
-    for i in range(recipe.x_axes.pixel_axes):
-        axis = recipe.y_axes.pixel[i]
-        shape[axis] = (x.shape[recipe.x_axes.pixel[i]] + recipe.stride[i] - 1) // recipe.stride[i]
-        if size and shape[axis] > PY_SSIZE_T_MAX // <Py_ssize_t> sizeof(float) // size:
-            return None
-        size *= shape[axis]
+    size = shape_of_result(recipe, &x.view[0], &recipe.y_axes, weights.outs, shape)
+    if size < 0:
+        return None
     for i in (RESIDUAL, OUT):
         if buffers.held[i] and not has_shape(&buffers.view[i], shape, recipe.rank):
             return None
-    if buffers.held[OUT] and not checked and not out_is_apart(buffers):
+    if buffers.held[OUT] and not checked and not out_is_apart(x, buffers):
         return None
 
     y = out
@@ -560,58 +679,74 @@ cdef object compute(Recipe recipe, Layer layer, Buffers* buffers, out, num_threa
     spans = batch if apart else 1
     cdef Program program
     cdef Step step
-    cdef FeatureMap part
     program.steps = &step
     program.count = 1
     program.pixels = size // weights.outs // spans
-    map_of(x, &recipe.x_axes, recipe.stride, apart, &part)
-    step.x = &part
-    step.x_parts = 1
-    map_of(&buffers.view[OUT], &recipe.y_axes, NULL, apart, &step.y)
-    step.y_is_scratch = False
-    step.residual.data = NULL
-    if buffers.held[RESIDUAL]:
-        map_of(&buffers.view[RESIDUAL], &recipe.y_axes, NULL, apart, &step.residual)
     describe_step(&step, recipe, &weights)
+    read_input(&step, recipe, x, apart)
+    step.y_is_scratch = False
+    map_of(&buffers.view[OUT], KIND_FLOAT32, &recipe.y_axes, NULL, apart, &step.y)
+    if buffers.held[RESIDUAL]:
+        map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &recipe.y_axes, NULL, apart, &step.residual)
     step.plain = step.plain and not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE]
-    cdef bint transformed = (buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT] or step.before.code != ACT_NONE)
-    plan_step(&step, &step.x[0], spans, program.pixels, transformed, 0 if layer is not None else weights.in_step,
-              threads, &program.schedule)
+    step.transformed = step.transformed or buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT]
+    plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,
+              free_threads(threads), &program.schedule)
     lay_out(&program)
 
     # Memory for all that is made for this call only, then the call.
     cdef size_t at = program.schedule.threads * program.thread_bytes
     cdef size_t weight_bytes = aligned(step.group_weights * groups * sizeof(float))
     cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
-    cdef size_t bytes = at + batch * (table + 2 * channel_pitch(in_channels) * sizeof(float))
+    cdef size_t bytes = at
     if layer is None:
         bytes += weight_bytes + 2 * table
+    if buffers.held[OUTPUT_SCALE]:
+        bytes += batch * table
+    if step.transformed:
+        bytes += batch * 2 * channel_pitch(in_channels) * sizeof(float)
     cdef Memory memory = take_memory(bytes)
+    cdef Memory packed = None
     cdef char* data = memory.data
     if layer is None:
         pack_weights(&step.plan, weights.data, weights.out_step, weights.in_step, step.depth, groups,
                      <float*> (data + at))
         step.weights = <const float*> (data + at)
         at += weight_bytes
-        fill_table(<float*> (data + at), <const float*> weights.bias, 0.0, groups, step.outs)
-        step.bias = <const float*> (data + at)
-        at += table
-        fill_table(<float*> (data + at), NULL, 1.0, groups, step.outs)
-        step.scale = <const float*> (data + at)
-        at += table
+        step.bias = fill_tables(NULL, <const float*> weights.bias, 0.0, groups, step.outs, data, &at, NULL)
+        step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)
     else:
-        use_layer(&step, layer)
+        packed = use_layer(&step, layer)
     if buffers.held[OUTPUT_SCALE]:
-        step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], 1.0, groups, step.outs, data, &at, &step.scale_span)
-    if transformed:
-        step.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, 1.0, 1,
+        step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], NULL, 1.0, groups, step.outs, data, &at,
+                                 &step.scale_span)
+    if step.transformed:
+        step.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, NULL, 1.0, 1,
                                     in_channels, data, &at, &step.in_scale_span)
-        step.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, 0.0, 1,
+        step.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, NULL, 0.0, 1,
                                     in_channels, data, &at, &step.in_shift_span)
-    with nogil:
-        run_program(&program, data)
-    give_back(memory)
+    run_released(&program, memory)
     return y
+
+
+cdef int run_released(const Program* program, Memory memory) except -1:
+    """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
+    global busy_threads
+    cdef char* data = memory.data
+    busy_threads += program.schedule.threads
+    with nogil:
+        run_program(program, data)
+    busy_threads -= program.schedule.threads
+    return give_back(memory)
+
+
+cdef void read_input(Step* step, Recipe recipe, Input* x, bint apart) noexcept:
+    """Makes the maps of x the input of a step."""
+    cdef int i
+    for i in range(x.count):
+        map_of(&x.view[i], x.map[i].kind, &recipe.x_axes, recipe.stride, apart, &x.map[i])
+    step.x = x.map
+    step.x_parts = x.count
 
 
 cdef void describe_step(Step* step, Recipe recipe, const Weights* weights) noexcept:
@@ -623,12 +758,14 @@ cdef void describe_step(Step* step, Recipe recipe, const Weights* weights) noexc
     step.before = recipe.before
     step.after = recipe.after
     step.plain = step.after.code <= ACT_CLIP
+    step.transformed = step.before.code != ACT_NONE
     step.scale_span = step.in_scale_span = step.in_shift_span = 0
     step.in_scale = step.in_shift = NULL
+    step.residual.data = NULL
 
 
-cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, bint transformed,
-                    Py_ssize_t weights_step, int threads, Schedule* schedule) noexcept:
+cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, Py_ssize_t weights_step,
+                    int threads, Schedule* schedule) noexcept:
     """Plans a step that reads the map x, and schedules it as if it were alone."""
     cdef const PlanSlot* slot
     cdef Problem p
@@ -640,13 +777,14 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     p.depth = step.depth
     p.outs = step.outs
     p.x_run = x.size[x.axes - 1]
-    p.x_step = x.step[x.axes - 1]
-    p.x_channel_step = x.channel_step
+    p.x_step = x.step[x.axes - 1] // x.item if x.step[x.axes - 1] % x.item == 0 else 0
+    p.x_channel_step = x.channel_step // x.item if x.channel_step % x.item == 0 else 0
     p.y_run = step.y.size[step.y.axes - 1]
     p.y_step = step.y.step[step.y.axes - 1]
     p.y_channel_step = step.y.channel_step
     p.plain = step.plain
-    p.transformed = transformed
+    p.transformed = step.transformed
+    p.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
     p.weights_step = weights_step
     slot = plan_for(&p)
     step.plan = slot.plan
@@ -654,12 +792,13 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     schedule[0] = slot.schedule
 
 
-cdef int use_layer(Step* step, Layer layer) except -1:
-    """Points a planned step to its layer's packed weights and tables."""
-    step.weights = layer.packed_for(&step.plan)
+cdef Memory use_layer(Step* step, Layer layer):
+    """Points a planned step to its layer's tables and packed weights, and returns what must be kept meanwhile."""
+    cdef Memory packed = layer.packed_for(&step.plan)
+    step.weights = <const float*> packed.data
     step.bias = <const float*> layer.tables.data
     step.scale = step.bias + step.groups * step.channel_pitch
-    return 0
+    return packed
 
 
 cdef object numpy_empty = numpy.empty
@@ -680,19 +819,179 @@ cdef bint is_per_image(const Buffers* buffers, int which) noexcept:
     return buffers.held[which] and buffers.view[which].ndim == 2
 
 
-cdef const float* fill_tables(const Py_buffer* view, float otherwise, Py_ssize_t groups, Py_ssize_t channels,
-                              char* data, size_t* at, Py_ssize_t* span) noexcept:
-    """A table of channels for all images, or one each; moves `at` past it and tells the floats between images."""
+cdef const float* fill_tables(const Py_buffer* view, const float* values, float otherwise, Py_ssize_t groups,
+                              Py_ssize_t channels, char* data, size_t* at, Py_ssize_t* span) noexcept:
+    """A table of channels for all images, or one each, from a buffer or from `values`, at `data + at`.
+
+    Moves `at` past it, and tells the floats between images.
+    """
     cdef float* table = <float*> (data + at[0])
     cdef Py_ssize_t floats = groups * channel_pitch(channels)
     cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
+    if view != NULL:
+        values = <const float*> view.buf
     for image in range(images):
-        fill_table(table + image * floats,
-                   <const float*> view.buf + image * groups * channels if view != NULL else NULL,
-                   otherwise, groups, channels)
-    at[0] += images * floats * sizeof(float)
-    span[0] = floats if images > 1 else 0
+        fill_table(table + image * floats, values + image * groups * channels if values != NULL else NULL, otherwise,
+                   groups, channels)
+    at[0] += aligned(images * floats * sizeof(float))
+    if span != NULL:
+        span[0] = floats if images > 1 else 0
     return table
+
+
+# Several layers in one pass -------------------------------------------------------------------------------------------
+
+cdef enum:
+    MIN_BLOCK = 48                 # pixels; below that tiles waste more than the cache gives
+
+
+cdef Py_ssize_t block_for_steps(const Program* g, int threads) noexcept:
+    """Pixels in a block whose maps between the steps, and the panels beside them, stay in the second-level cache."""
+    cdef Py_ssize_t floats = 0, packed = 0, blocks, block, i
+    for i in range(g.count):
+        if g.steps[i].y_is_scratch:
+            floats += g.steps[i].groups * g.steps[i].outs
+        packed = max(packed, min(g.steps[i].depth, 2 * SUM_BLOCK))
+    block = max(MIN_BLOCK, 2 * cache_room() // (floats + packed))
+    blocks = ceil_div(g.pixels, block)
+    if blocks < 4 * threads:
+        blocks = ceil_div(blocks, threads) * threads
+    block = ceil_div(g.pixels, blocks)
+    return ceil_div(block, 16) * 16 if block >= MIN_BLOCK else block
+
+
+def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_threads):
+    """Runs layers over the same pixels in one pass: each feeds the next, or all read x (`branched`).
+
+    `residuals` and `outs` have one array or None per layer, checked before; where out is None the layer's result is
+    kept in scratch memory for the next layer only.
+    """
+    cdef int count = len(layers), threads = threads_for(num_threads), i
+    cdef Memory made = Memory(), memory
+    cdef Buffers* buffers
+    cdef Program program
+    cdef Input inputs
+    made.reserve(count * (aligned(sizeof(Step)) + sizeof(Buffers)))
+    memset(made.data, 0, made.size)
+    program.steps = <Step*> made.data
+    program.count = count
+    buffers = <Buffers*> (made.data + count * aligned(sizeof(Step)))
+    inputs.held = 0
+    inputs.map = &inputs.one_map
+    try:
+        if not hold_input(&inputs, x) or threads == 0:
+            raise TypeError("x or num_threads was not checked")
+        for i in range(count):
+            if not hold(&buffers[i], RESIDUAL, residuals[i]) or not hold(&buffers[i], OUT, outs[i]):
+                raise TypeError(f"residual or out of layer {i} was not checked")
+        if not describe_steps(&program, layers, &inputs, buffers, branched):
+            raise ValueError("shapes of x, residuals or outs were not checked")
+        if program.pixels > 0:
+            kept = plan_steps(&program, layers, threads)
+            memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
+            fill_steps(&program, memory)
+            run_released(&program, memory)
+    finally:
+        for i in range(count):
+            release(&buffers[i])
+        release_input(&inputs)
+
+
+cdef bint describe_steps(Program* g, tuple layers, Input* x, Buffers* buffers, bint branched) except -1:
+    """Fills in all that does not depend on plans; False if a shape does not fit."""
+    cdef Py_ssize_t shape[MAX_AXES]
+    cdef Py_ssize_t channels, size
+    cdef Recipe recipe, first
+    cdef Layer layer
+    cdef Step* step
+    cdef Axes y
+    cdef int i, axis
+    layer = layers[0]
+    first = layer.recipe.of_rank(x.view[0].ndim)
+    if first is None:
+        return False
+    channels = channels_of(first, x)
+    g.pixels = 1
+    for i in range(first.x_axes.pixel_axes):
+        g.pixels *= ceil_div(x.view[0].shape[first.x_axes.pixel[i]], first.stride[i])
+    for i in range(g.count):
+        layer = layers[i]
+        recipe = layer.recipe.of_rank(x.view[0].ndim)
+        if recipe is None or layer.weights.depth * recipe.groups != channels:
+            return False
+        step = &g.steps[i]
+        describe_step(step, recipe, &layer.weights)
+        if i == 0 or branched:
+            if recipe.layout != first.layout or memcmp(recipe.stride, first.stride, sizeof(first.stride)) != 0:
+                return False
+            if i == 0:
+                read_input(step, first, x, False)
+            step.x = x.map
+            step.x_parts = x.count
+        locate_axes(recipe.out_layout, first.layout, &y)
+        size = shape_of_result(first, &x.view[0], &y, layer.weights.outs, shape)
+        step.y_is_scratch = not buffers[i].held[OUT]
+        step.y_pixels_last = not (x.map[0].channel_step == x.map[0].item)
+        if size < 0 or (step.y_is_scratch and (branched or i == g.count - 1)):
+            return False
+        for axis in (RESIDUAL, OUT):
+            if buffers[i].held[axis] and not has_shape(&buffers[i].view[axis], shape, y.rank):
+                return False
+        if not step.y_is_scratch:
+            map_of(&buffers[i].view[OUT], KIND_FLOAT32, &y, NULL, False, &step.y)
+        if buffers[i].held[RESIDUAL]:
+            map_of(&buffers[i].view[RESIDUAL], KIND_FLOAT32, &y, NULL, False, &step.residual)
+            step.plain = False
+        if not branched:
+            channels = layer.weights.outs
+    return True
+
+
+cdef list plan_steps(Program* g, tuple layers, int threads):
+    """Cuts the pixels into blocks and plans every step; returns what must be kept meanwhile."""
+    cdef Schedule alone
+    cdef double cycles = 0.0
+    cdef const FeatureMap* x = NULL
+    cdef Step* step
+    cdef list kept = []
+    cdef int i, wanted = free_threads(threads)
+    g.schedule.pixel_block = block_for_steps(g, wanted)
+    for i in range(g.count):
+        step = &g.steps[i]
+        if step.y_is_scratch:
+            place_scratch_map(step, g.pixels, g.schedule.pixel_block)
+        plan_step(step, step.x if step.x_parts else x, 1, g.pixels, 0, 1, &alone)
+        limit_sums(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
+        cycles += step.plan.cycles
+        kept.append(use_layer(step, layers[i]))
+        x = &step.y
+    g.schedule.pixel_blocks = ceil_div(g.pixels, g.schedule.pixel_block)
+    g.schedule.parts = 1
+    g.schedule.units = g.schedule.pixel_blocks
+    g.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / THREAD_CYCLES), g.schedule.units))
+    lay_out(g)
+    return kept
+
+
+cdef size_t tables_of_steps(const Program* g) noexcept:
+    """Bytes of the neutral scales and shifts of layers that transform their input by an activation only."""
+    cdef size_t bytes = 0
+    cdef int i
+    for i in range(g.count):
+        if g.steps[i].transformed:
+            bytes += 2 * aligned(channel_pitch(g.steps[i].depth * g.steps[i].groups) * sizeof(float))
+    return bytes
+
+
+cdef void fill_steps(Program* g, Memory memory) noexcept:
+    cdef size_t at = g.schedule.threads * g.thread_bytes
+    cdef Step* step
+    cdef int i
+    for i in range(g.count):
+        step = &g.steps[i]
+        if step.transformed:
+            step.in_scale = fill_tables(NULL, NULL, 1.0, 1, step.depth * step.groups, memory.data, &at, NULL)
+            step.in_shift = fill_tables(NULL, NULL, 0.0, 1, step.depth * step.groups, memory.data, &at, NULL)
 
 
 cdef enum:
@@ -769,14 +1068,15 @@ class PlanReport:
         cdef int i
         contiguous(call.x.shape, &x, x_shape, x_strides)
         contiguous(call.out_shape, &y, y_shape, y_strides)
-        map_of(&x, &recipe.x_axes, recipe.stride, False, &part)
-        map_of(&y, &recipe.y_axes, NULL, False, &step.y)
         describe_step(&step, recipe, &layer.weights)
+        step.x_parts = 1
+        map_of(&x, KIND_FLOAT32, &recipe.x_axes, recipe.stride, False, &part)
+        map_of(&y, KIND_FLOAT32, &recipe.y_axes, NULL, False, &step.y)
         for i in range(step.y.axes):
             pixels *= step.y.size[i]
         if pixels == 0 or step.outs == 0:
             raise ValueError(f"there is nothing to plan for a result of shape {call.out_shape}")
-        plan_step(&step, &part, 1, pixels, recipe.before.code != ACT_NONE, 0, threads, &schedule)
+        plan_step(&step, &part, 1, pixels, 0, threads, &schedule)
         cdef const Plan* p = &step.plan
         side = pixel_side(p, schedule.pixel_block)
         cdef const Side* rows = &p.out_side if p.pixels_on_lanes else &side
@@ -792,6 +1092,7 @@ cdef void contiguous(tuple sizes, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t
     cdef Py_ssize_t step = sizeof(float)
     cdef int i
     view.buf = NULL
+    view.itemsize = sizeof(float)
     view.ndim = len(sizes)
     view.shape = shape
     view.strides = strides

@@ -17,6 +17,8 @@ cdef struct Axes:
 
 cdef struct FeatureMap:
     char* data
+    int kind                       # of its elements
+    Py_ssize_t item                # bytes of one
     Py_ssize_t channels
     Py_ssize_t channel_step        # bytes
     Py_ssize_t span_step           # bytes from an image to the next where images are computed apart, else 0
@@ -46,17 +48,34 @@ cdef int locate_axes(str letters, str order, Axes* axes) except -1:
     return 0
 
 
-cdef bint holds_float32(const Py_buffer* view) noexcept:
-    """Native float32, whatever its alignment; "f" alone, or after a sign for native or little-endian order."""
+cdef int element_kind(const Py_buffer* view) noexcept:
+    """Which numbers a buffer holds, whatever their alignment; -1: none that is known.
+
+    A letter alone, or after a sign for native or little-endian order.
+    """
     cdef const char* form = view.format
-    if view.itemsize != sizeof(float) or form == NULL:
-        return False
+    if form == NULL:
+        return -1
     if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
         form += 1
-    return form[0] == c"f" and form[1] == 0
+    if form[0] == 0 or form[1] != 0:
+        return -1
+    if form[0] == c"f":
+        return KIND_FLOAT32
+    if form[0] == c"B":
+        return KIND_UINT8
+    if form[0] == c"b":
+        return KIND_INT8
+    if form[0] == c"H":
+        return KIND_UINT16
+    if form[0] == c"h":
+        return KIND_INT16
+    if form[0] == c"e":
+        return KIND_FLOAT16
+    return -1
 
 
-cdef void map_of(const Py_buffer* view, const Axes* axes, const Py_ssize_t* stride, bint apart,
+cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssize_t* stride, bint apart,
                  FeatureMap* m) noexcept:
     """The record of an array, every stride[i]-th element of its i-th pixel axis (NULL: every one).
 
@@ -65,6 +84,8 @@ cdef void map_of(const Py_buffer* view, const Axes* axes, const Py_ssize_t* stri
     cdef int i, axis, last = -1
     cdef Py_ssize_t size, step
     m.data = <char*> view.buf
+    m.kind = kind
+    m.item = view.itemsize
     m.channels = view.shape[axes.channel]
     m.channel_step = view.strides[axes.channel]
     m.span_step = view.strides[axes.batch] if apart else 0
@@ -88,7 +109,7 @@ cdef void map_of(const Py_buffer* view, const Axes* axes, const Py_ssize_t* stri
     if last < 0:
         last = 0
         m.size[0] = 1
-        m.step[0] = sizeof(float)
+        m.step[0] = m.item
     m.axes = last + 1
 
 

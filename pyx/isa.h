@@ -32,6 +32,17 @@ typedef struct {
     float low, high; /* clip: the bounds; leaky_relu: low is the slope */
 } activation_t;
 
+/* What an array of pixels may hold; all but float32 is widened exactly when it is packed. */
+enum element_kind {
+    KIND_FLOAT32,
+    KIND_UINT8,
+    KIND_INT8,
+    KIND_UINT16,
+    KIND_INT16,
+    KIND_FLOAT16,
+    KIND_BFLOAT16
+};
+
 /* One register tile's work. Operand `a` is broadcast (rows), operand `b` is loaded as vectors (lanes). */
 typedef struct {
     const char *a, *b;
@@ -53,6 +64,7 @@ typedef void (*tile_kernel)(const tile_t *);
 /* Copies a rectangle of a feature map (or of weights) into panels that the tile reads with unit stride. */
 typedef struct {
     const char *src;
+    int kind;                     /* of src */
     ptrdiff_t step, channel_step; /* bytes: from pixel to pixel, from channel to channel */
     ptrdiff_t count, depth;       /* pixels, channels */
     float *dst;

@@ -69,6 +69,84 @@ static void copy(char *dst, ptrdiff_t d_row, ptrdiff_t d_lane, const char *src, 
     }
 }
 
+/* dst[i] = src[i * step], widened. Half precision is taken apart by hand: kernels count denormal float32 as zero, and a
+   denormal float16 is none. */
+#define WIDEN(NAME, TYPE, EXPRESSION)                                                        \
+    static void widen_##NAME(float *dst, const char *src, ptrdiff_t step, ptrdiff_t n) {     \
+        typedef TYPE loose __attribute__((aligned(1), may_alias));                           \
+        if (step == sizeof(TYPE)) {                                                          \
+            for (ptrdiff_t i = 0; i < n; i++) {                                              \
+                const TYPE x = ((const loose *)src)[i];                                      \
+                dst[i] = EXPRESSION;                                                         \
+            }                                                                                \
+        } else {                                                                             \
+            for (ptrdiff_t i = 0; i < n; i++) {                                              \
+                const TYPE x = *(const loose *)(src + i * step);                             \
+                dst[i] = EXPRESSION;                                                         \
+            }                                                                                \
+        }                                                                                    \
+    }
+
+static inline float float_from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline float float_from_half(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
+    const uint32_t exponent_bias = (uint32_t)(127 - 15) << 23, all_ones = (uint32_t)(255 - 31) << 23;
+    const float small = (float)(int32_t)rest * 0x1p-24f;
+    uint32_t bits;
+    memcpy(&bits, &small, sizeof bits);
+    bits = rest < 0x400 ? bits : (rest << 13) + (rest < 0x7c00 ? exponent_bias : all_ones);
+    return float_from_bits(sign | bits);
+}
+
+WIDEN(uint8, uint8_t, (float)x)
+WIDEN(int8, int8_t, (float)x)
+WIDEN(uint16, uint16_t, (float)x)
+WIDEN(int16, int16_t, (float)x)
+WIDEN(float16, uint16_t, float_from_half(x))
+WIDEN(bfloat16, uint16_t, float_from_bits((uint32_t)x << 16))
+
+static void widen(int kind, float *dst, const char *src, ptrdiff_t step, ptrdiff_t n) {
+    switch (kind) {
+        case KIND_UINT8: widen_uint8(dst, src, step, n); break;
+        case KIND_INT8: widen_int8(dst, src, step, n); break;
+        case KIND_UINT16: widen_uint16(dst, src, step, n); break;
+        case KIND_INT16: widen_int16(dst, src, step, n); break;
+        case KIND_FLOAT16: widen_float16(dst, src, step, n); break;
+        default: widen_bfloat16(dst, src, step, n); break;
+    }
+}
+
+/* copy() into float32 rows from whatever the source holds, by way of a small block that is widened as it lies. */
+static void copy_widened(int kind, char *dst, ptrdiff_t d_row, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
+                         ptrdiff_t rows, ptrdiff_t lanes) {
+    enum { SIDE = 64, ONE = sizeof(float) };
+    if (kind == KIND_FLOAT32) {
+        copy(dst, d_row, ONE, src, s_row, s_lane, rows, lanes);
+        return;
+    }
+    float block[SIDE * SIDE];
+    const int rows_run = (s_row < 0 ? -s_row : s_row) < (s_lane < 0 ? -s_lane : s_lane);
+    for (ptrdiff_t i = 0; i < rows; i += SIDE) {
+        const ptrdiff_t height = rows - i < SIDE ? rows - i : SIDE;
+        for (ptrdiff_t j = 0; j < lanes; j += SIDE) {
+            const ptrdiff_t width = lanes - j < SIDE ? lanes - j : SIDE;
+            const char *at = src + i * s_row + j * s_lane;
+            if (rows_run) {
+                for (ptrdiff_t l = 0; l < width; l++) widen(kind, block + l * SIDE, at + l * s_lane, s_row, height);
+            } else {
+                for (ptrdiff_t l = 0; l < height; l++) widen(kind, block + l * SIDE, at + l * s_row, s_lane, width);
+            }
+            copy(dst + i * d_row + j * ONE, d_row, ONE, (const char *)block, rows_run ? ONE : SIDE * ONE,
+                 rows_run ? SIDE * ONE : ONE, height, width);
+        }
+    }
+}
+
 /* x[i] = activation(scale * x[i] + shift) in place: one channel throughout, or one channel each from scale[0] on. */
 static void transform(float *x, ptrdiff_t n, const float *scale, const float *shift, int channels_along,
                       activation_t activation) {
@@ -103,8 +181,8 @@ static void pack(const pack_t *p) {
             const ptrdiff_t column = (p->at + done) % p->width, room = p->width - column;
             const ptrdiff_t n = p->count - done < room ? p->count - done : room;
             float *dst = p->dst + (p->at + done) / p->width * p->panel + channel * p->width + column;
-            copy((char *)dst, p->width * sizeof(float), sizeof(float),
-                 p->src + channel * p->channel_step + done * p->step, p->channel_step, p->step, depth, n);
+            copy_widened(p->kind, (char *)dst, p->width * sizeof(float),
+                         p->src + channel * p->channel_step + done * p->step, p->channel_step, p->step, depth, n);
             for (ptrdiff_t k = 0; p->scale && k < depth; k++) {
                 transform(dst + k * p->width, n, p->scale + channel + k, p->shift + channel + k, 0, p->activation);
             }
@@ -116,7 +194,7 @@ static void pack(const pack_t *p) {
 static void pack_rows(const pack_t *p) {
     for (ptrdiff_t i = 0; i < p->count; i++) {
         float *dst = p->dst + (p->at + i) * p->width;
-        copy((char *)dst, 0, sizeof(float), p->src + i * p->step, 0, p->channel_step, 1, p->depth);
+        copy_widened(p->kind, (char *)dst, 0, p->src + i * p->step, 0, p->channel_step, 1, p->depth);
         if (p->scale) transform(dst, p->depth, p->scale, p->shift, 1, p->activation);
     }
 }

@@ -14,10 +14,11 @@ cdef struct Problem:
     # What a plan depends on; compared byte by byte, so every field is as wide as a Py_ssize_t.
     Py_ssize_t isa, threads
     Py_ssize_t spans, pixels, groups, depth, outs      # pixels per span; depth and outs per group
-    Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run, bytes between pixels, channels
-    Py_ssize_t y_run, y_step, y_channel_step
+    Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run; items between pixels, channels (0: not whole)
+    Py_ssize_t y_run, y_step, y_channel_step           # bytes
     Py_ssize_t plain               # bias and clip are all that happens at the end
     Py_ssize_t transformed         # something happens to x before
+    Py_ssize_t in_parts            # x is not one float32 map, so it cannot be read in place
     Py_ssize_t weights_step        # 0: packed before; else bytes between in channels
 
 
@@ -113,8 +114,9 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     """Expected cycles of the whole layer on one thread."""
     cdef const isa_t* isa = plan.isa
     cdef Side pixels = pixel_side(plan, p.pixels)
-    cdef const Side* lanes = &pixels if plan.pixels_on_lanes else &plan.out_side
-    cdef const Side* rows = &plan.out_side if plan.pixels_on_lanes else &pixels
+    cdef Side outs = plan.out_side
+    cdef const Side* lanes = &pixels if plan.pixels_on_lanes else &outs
+    cdef const Side* rows = &outs if plan.pixels_on_lanes else &pixels
     cdef int tail = vectors_for(isa, lanes.n - (lanes.tiles - 1) * lanes.width)
     cdef double channel = (lanes.tiles - 1) * rows_cycles(rows, plan.vectors) + rows_cycles(rows, tail)
     cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, isa.lanes)
@@ -124,15 +126,15 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     # A tile that is stored by the kernel, through scratch, or transposed on its way.
     cycles += vectors_out * (2.0 if p.plain and lanes_out else 6.0 if lanes_out else 12.0)
     if plan.packed:
-        if plan.rowwise or p.x_step == sizeof(float):
+        if plan.rowwise or p.x_step == 1:
             cycles += vectors_in * (4.0 if p.transformed else 2.0)
-        elif p.x_channel_step == sizeof(float):
+        elif p.x_channel_step == 1:
             cycles += vectors_in * (8.0 if p.transformed else 6.0)
         else:
             cycles += vectors_in * isa.lanes * 2.0
     elif plan.pixels_on_lanes:
         # Channels far apart: each pass over the panel walks many pages and cache sets.
-        if p.x_channel_step >= 2048 or p.x_channel_step <= -2048:
+        if p.x_channel_step >= 512 or p.x_channel_step <= -512:
             cycles += vectors_in * min(rows.tiles - 1, 4) * 1.5
     if p.weights_step:
         cycles += <double> p.outs * p.depth / isa.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
@@ -143,6 +145,7 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     """The cheapest of: which side lies on the lanes, how wide a tile, pixels read where they lie or packed."""
     cdef Plan best, plan
     cdef int on_lanes, packed, vectors
+    memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> p.isa)
     plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
     plan.out_blocks = 1
@@ -156,8 +159,8 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
                 plan.pixels_on_lanes = on_lanes
                 plan.vectors = vectors
                 plan.packed = packed
-                plan.rowwise = not on_lanes and p.x_channel_step == sizeof(float)
-                if not packed and (p.transformed or not (plan.rowwise or p.x_step == sizeof(float))):
+                plan.rowwise = not on_lanes and p.x_channel_step == 1
+                if not packed and (p.transformed or p.in_parts or not (plan.rowwise or p.x_step == 1)):
                     continue
                 if on_lanes:
                     plan.out_side = rows_side(p.outs, plan.isa.rows[vectors])
@@ -174,10 +177,10 @@ cdef inline Py_ssize_t cache_room() noexcept nogil:
     return cache_bytes[2] // 4 // sizeof(float)
 
 
-cdef void limit_partial(const Problem* p, Plan* plan, Py_ssize_t pixel_block) noexcept nogil:
+cdef void limit_sums(Py_ssize_t depth, Py_ssize_t outs, Plan* plan, Py_ssize_t pixel_block) noexcept nogil:
     """As many blocks of out channels as keep the sums in cache that wait from one block of channels to the next."""
-    if plan.depth_block < p.depth:
-        plan.out_blocks = min(plan.out_side.tiles, ceil_div(p.outs * pixel_block, cache_room()))
+    if plan.depth_block < depth:
+        plan.out_blocks = min(plan.out_side.tiles, ceil_div(outs * pixel_block, cache_room()))
 
 
 cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
@@ -190,7 +193,7 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
     cdef Py_ssize_t best_blocks, best_outs, b, o, block
     cdef double busy, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
-    limit_partial(p, plan, min(p.pixels, tiles * grain))
+    limit_sums(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
     best_outs = plan.out_blocks
     if threads > 1:
