@@ -167,8 +167,9 @@ def pointwise(
     if input_scale is not None or input_shift is not None:
         scale = 1.0 if input_scale is None else broadcast(input_scale)
         shift = 0.0 if input_shift is None else broadcast(input_shift)
-        bound = bound + TINY * (np.abs(scale) + np.abs(a) + 2)
-        a = scale * a + shift
+        product = scale * a
+        bound = bound + TINY * (np.abs(scale) + np.abs(a) + 2) + UNIT * np.abs(product)  # where there is no FMA
+        a = product + shift
         bound = bound + UNIT * np.abs(a)
     a, bound = _through(input_activation, a, bound)
 
