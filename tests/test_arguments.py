@@ -457,6 +457,7 @@ class Subclass(np.ndarray):
 
 CONTAINERS = {
     "memoryview": memoryview,
+    "ctypes": np.ctypeslib.as_ctypes,
     "__dlpack__": via_dlpack,
     "__array__": ViaArray,
     "__array_interface__": ViaInterface,
