@@ -33,12 +33,25 @@ cdef struct Step:
     bint transformed               # something happens to x before
 
 
+cdef enum:
+    HEAD_NONE, HEAD_BEST, HEAD_SOFTMAX
+
+
+cdef struct Head:
+    # What becomes of the last step's scratch map, if anything.
+    int code
+    Py_ssize_t places              # best: classes for every pixel
+    FeatureMap out                 # best: integers of any size; softmax: float32
+    FeatureMap values              # best: the logits; data is NULL if they are not wanted
+
+
 cdef struct Program:
     Step* steps
     int count
+    Head head
     Py_ssize_t pixels              # in a span
     Schedule schedule
-    size_t strips_at, panels_at, partial_at, residual_at, thread_bytes
+    size_t strips_at, panels_at, partial_at, residual_at, head_at, thread_bytes
 
 
 cdef struct Strip:
@@ -115,6 +128,9 @@ cdef void lay_out(Program* g) noexcept nogil:
         if step.y_is_scratch:
             step.y_at = at
             at += aligned(max(step.groups * step.outs * step.y.channel_step, pixels * step.y.step[0]))
+    g.head_at = at
+    if g.head.code == HEAD_BEST:
+        at += aligned(2 * g.head.places * (pixels + SCRATCH_PAD) * sizeof(float))
     g.thread_bytes = at
 
 
@@ -328,6 +344,67 @@ cdef void run_step(const Step* t, Block* b, Py_ssize_t part) noexcept nogil:
             return
 
 
+cdef void store_labels(char* at, Py_ssize_t step, Py_ssize_t item, const int32_t* labels, Py_ssize_t n) noexcept nogil:
+    """Labels as integers of 1, 2, 4 or 8 bytes, signed or not; memcpy because an array may lie at any address."""
+    cdef int64_t wide
+    cdef int16_t half
+    cdef int8_t byte
+    cdef Py_ssize_t i
+    for i in range(n):
+        if item == 1:
+            byte = <int8_t> labels[i]
+            memcpy(at + i * step, &byte, 1)
+        elif item == 2:
+            half = <int16_t> labels[i]
+            memcpy(at + i * step, &half, 2)
+        elif item == 4:
+            memcpy(at + i * step, &labels[i], 4)
+        else:
+            wide = labels[i]
+            memcpy(at + i * step, &wide, 8)
+
+
+cdef void run_head(const Program* g, const Block* b, char* memory) noexcept nogil:
+    """The end of a classifier, for the block of logits that the last step left in scratch."""
+    cdef const isa_t* isa = g.steps[0].plan.isa
+    cdef Py_ssize_t done, n, place
+    cdef head_t head
+    cdef Run run
+    head.logits = <float*> (b.y.data + b.first * sizeof(float))
+    head.pitch = b.y.channel_step // sizeof(float)
+    head.classes = b.y.channels
+    head.pixels = b.pixels
+    head.k = g.head.places
+    head.labels = <int32_t*> (memory + g.head_at)
+    head.values = <float*> (head.labels + head.k * head.pitch)
+    if g.head.code == HEAD_SOFTMAX:
+        isa.softmax(&head)
+        done = 0
+        while done < b.pixels:
+            run = run_from(&g.head.out, b.first + done)
+            n = min(run.count, b.pixels - done)
+            isa.copy(run.at, g.head.out.channel_step, run.step, <char*> (head.logits + done),
+                     head.pitch * sizeof(float), sizeof(float), head.classes, n)
+            done += n
+        return
+    if g.head.values.data == NULL:
+        head.values = NULL
+    isa.best(&head)
+    for place in range(head.k):
+        done = 0
+        while done < b.pixels:
+            run = run_from(&g.head.out, b.first + done)
+            n = min(run.count, b.pixels - done)
+            store_labels(run.at + place * g.head.out.channel_step, run.step, g.head.out.item,
+                         head.labels + place * head.pitch + done, n)
+            if head.values != NULL:
+                run = run_from(&g.head.values, b.first + done)
+                n = min(run.count, n)
+                isa.copy(run.at + place * g.head.values.channel_step, 0, run.step,
+                         <char*> (head.values + place * head.pitch + done), 0, sizeof(float), 1, n)
+            done += n
+
+
 cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nogil:
     """One block of pixels through all steps, or one part of the only step's out channels (if it has parts)."""
     cdef Py_ssize_t first_part = unit % g.schedule.parts, end_part, part
@@ -358,6 +435,8 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
             end_part = step.groups * step.plan.out_blocks
         for part in range(first_part, end_part):
             run_step(step, &b, part)
+    if g.head.code != HEAD_NONE:
+        run_head(g, &b, memory)
 
 
 cdef void run_program(const Program* g, char* memory) noexcept nogil:

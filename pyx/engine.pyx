@@ -5,6 +5,7 @@ A good call stays in this module from argument to kernel. What is not plainly go
 explains what is wrong or returns the arguments in their simplest form.
 """
 
+import os
 import time
 
 import numpy
@@ -14,9 +15,9 @@ from cpython.exc cimport PyErr_Clear
 from cpython.long cimport PyLong_CheckExact
 from cython.parallel cimport parallel, prange
 from libc.math cimport INFINITY
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strchr
 
 
 cdef extern from "Python.h":
@@ -76,6 +77,12 @@ cdef extern from "isa.h" nogil:
         const float* residual
         activation_t activation
 
+    ctypedef struct head_t:
+        float* logits
+        Py_ssize_t pitch, classes, pixels, k
+        int32_t* labels
+        float* values
+
     ctypedef void (*tile_kernel)(const tile_t*) noexcept nogil
 
     ctypedef struct isa_t:
@@ -86,6 +93,8 @@ cdef extern from "isa.h" nogil:
         void (*pack)(const pack_t*) noexcept nogil
         void (*pack_rows)(const pack_t*) noexcept nogil
         void (*finish)(const finish_t*) noexcept nogil
+        void (*best)(const head_t*) noexcept nogil
+        void (*softmax)(const head_t*) noexcept nogil
         void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil
@@ -438,9 +447,21 @@ cdef int thread_setting = 1
 cdef int busy_threads = 0          # threads of all calls under way, the callers' own included; guarded by the GIL
 
 
+cdef bint had_team = False         # has a call used more than one thread?
+cdef bint serial = False           # in a child of such a process OpenMP's team is gone, and waiting for it would hang
+
+
 cdef inline int free_threads(int allowed) noexcept:
     """So many threads of those allowed are not busy with other calls; who finds none free runs alone."""
-    return max(1, allowed - busy_threads)
+    return 1 if serial else max(1, allowed - busy_threads)
+
+
+def after_fork_in_child():
+    """Puts in order what other threads of the parent may have held."""
+    global busy_threads, serial
+    busy_threads = 0
+    serial = had_team
+    idle_memory.clear()
 
 
 cdef int threads_for(object num_threads) noexcept:
@@ -681,6 +702,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     cdef Step step
     program.steps = &step
     program.count = 1
+    program.head.code = HEAD_NONE
     program.pixels = size // weights.outs // spans
     describe_step(&step, recipe, &weights)
     read_input(&step, recipe, x, apart)
@@ -731,9 +753,10 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
 
 cdef int run_released(const Program* program, Memory memory) except -1:
     """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
-    global busy_threads
+    global busy_threads, had_team
     cdef char* data = memory.data
     busy_threads += program.schedule.threads
+    had_team = had_team or program.schedule.threads > 1
     with nogil:
         run_program(program, data)
     busy_threads -= program.schedule.threads
@@ -860,6 +883,75 @@ cdef Py_ssize_t block_for_steps(const Program* g, int threads) noexcept:
     return ceil_div(block, 16) * 16 if block >= MIN_BLOCK else block
 
 
+def classify(Layer layer, x, out, values, int places, num_threads):
+    """The softmax of a layer's result (places=0, out float32), or its best classes (out: integers, C = places).
+
+    `out` and `values` (float32, or None) have the layer's out_layout and were checked before.
+    """
+    cdef Memory made = Memory(), memory
+    cdef int threads = threads_for(num_threads)
+    cdef Buffers* buffers
+    cdef Recipe recipe
+    cdef Program program
+    cdef Input inputs
+    cdef Step step
+    made.reserve(2 * sizeof(Buffers))
+    memset(made.data, 0, made.size)
+    buffers = <Buffers*> made.data
+    memset(&step, 0, sizeof(Step))
+    memset(&program, 0, sizeof(Program))
+    program.steps = &step
+    program.count = 1
+    inputs.held = 0
+    inputs.map = &inputs.one_map
+    try:
+        if not hold_input(&inputs, x) or not hold(&buffers[0], RESIDUAL, values) or threads == 0:
+            raise TypeError("x, values or num_threads were not checked")
+        if hold(&buffers[0], OUT, out) == (places > 0) or not buffers.held[OUT]:
+            raise TypeError("out was not checked")
+        if places and not holds_integers(&buffers.view[OUT]):
+            raise TypeError("out was not checked")
+        recipe = layer.recipe.of_rank(inputs.view[0].ndim)
+        if recipe is None or not describe_head(&program, recipe, layer, &inputs, buffers, places):
+            raise ValueError("shapes were not checked")
+        if program.pixels > 0:
+            kept = plan_steps(&program, (layer,), threads)
+            memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
+            fill_steps(&program, memory)
+            run_released(&program, memory)
+    finally:
+        release(&buffers[0])
+        release_input(&inputs)
+
+
+cdef bint describe_head(Program* g, Recipe recipe, Layer layer, Input* x, Buffers* buffers, int places) except -1:
+    """A step into scratch with pixels last, and a head behind it."""
+    cdef Py_ssize_t channels = places if places else layer.weights.outs
+    cdef Py_ssize_t shape[MAX_AXES]
+    cdef int i, which
+    if channels_of(recipe, x) != layer.weights.depth * recipe.groups or places > layer.weights.outs:
+        return False
+    if shape_of_result(recipe, &x.view[0], &recipe.y_axes, channels, shape) < 0:
+        return False
+    for which in (OUT, RESIDUAL):
+        if buffers[0].held[which] and not has_shape(&buffers[0].view[which], shape, recipe.rank):
+            return False
+    g.pixels = 1 if layer.weights.outs else 0
+    for i in range(recipe.x_axes.pixel_axes):
+        g.pixels *= shape[recipe.y_axes.pixel[i]]
+    describe_step(g.steps, recipe, &layer.weights)
+    read_input(g.steps, recipe, x, False)
+    g.steps.y_is_scratch = True
+    g.steps.y_pixels_last = True
+    g.head.code = HEAD_BEST if places else HEAD_SOFTMAX
+    g.head.places = places
+    map_of(&buffers[0].view[OUT], KIND_FLOAT32, &recipe.y_axes, NULL, False, &g.head.out)
+    g.head.values.data = NULL
+    if buffers[0].held[RESIDUAL]:
+        map_of(&buffers[0].view[RESIDUAL], KIND_FLOAT32, &recipe.y_axes, NULL, False, &g.head.values)
+    return True
+
+
 def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_threads):
     """Runs layers over the same pixels in one pass: each feeds the next, or all read x (`branched`).
 
@@ -875,6 +967,7 @@ def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_
     memset(made.data, 0, made.size)
     program.steps = <Step*> made.data
     program.count = count
+    program.head.code = HEAD_NONE
     buffers = <Buffers*> (made.data + count * aligned(sizeof(Step)))
     inputs.held = 0
     inputs.map = &inputs.one_map
@@ -1208,6 +1301,8 @@ cdef int start_up() except -1:
         cache_bytes[level] = pwconv_cache_bytes(level) or usual[level]
     *_, best = isa_supported()
     set_isa(best)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after_fork_in_child)
     return 0
 
 

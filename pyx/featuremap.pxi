@@ -75,6 +75,16 @@ cdef int element_kind(const Py_buffer* view) noexcept:
     return -1
 
 
+cdef bint holds_integers(const Py_buffer* view) noexcept:
+    """Native integers of any size, signed or not."""
+    cdef const char* form = view.format
+    if form == NULL:
+        return False
+    if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
+        form += 1
+    return form[0] != 0 and strchr(b"bBhHiIlLqQ", form[0]) != NULL and form[1] == 0
+
+
 cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssize_t* stride, bint apart,
                  FeatureMap* m) noexcept:
     """The record of an array, every stride[i]-th element of its i-th pixel axis (NULL: every one).

@@ -85,6 +85,15 @@ typedef struct {
     activation_t activation;
 } finish_t;
 
+/* A block of logits for a classifier's head; see head.h. */
+typedef struct {
+    float *logits;                    /* [class][pixel] */
+    ptrdiff_t pitch, classes, pixels; /* pitch: floats from line to line, of labels and values too */
+    ptrdiff_t k;
+    int32_t *labels;
+    float *values;
+} head_t;
+
 typedef struct {
     const char *name;
     int lanes;                  /* float32 lanes of a vector */
@@ -95,6 +104,8 @@ typedef struct {
     void (*pack)(const pack_t *);      /* dst[panel][channel][pixel] */
     void (*pack_rows)(const pack_t *); /* dst[pixel][channel]; width is the floats from pixel to pixel */
     void (*finish)(const finish_t *);
+    void (*best)(const head_t *);
+    void (*softmax)(const head_t *);
     /* dst[i * d_row + j * d_lane] = src[...] for i < rows, j < lanes; steps in bytes */
     void (*copy)(char *dst, ptrdiff_t d_row, ptrdiff_t d_lane, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
                  ptrdiff_t rows, ptrdiff_t lanes);

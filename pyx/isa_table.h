@@ -5,6 +5,8 @@
 
 #include "panel.h"
 
+#include "head.h"
+
 #include "ceilings.h"
 
 #define TILE_KERNELS(ROWS, VECTORS)                                          \
@@ -36,6 +38,8 @@ TILES(TILE_KERNELS)
         .pack = pack,                               \
         .pack_rows = pack_rows,                     \
         .finish = finish,                           \
+        .best = best,                               \
+        .softmax = softmax,                         \
         .copy = copy,                               \
         .fma_chain = fma_chain,                     \
         .sweep = sweep,                             \

@@ -1,0 +1,61 @@
+/* What a classifier does with a block of logits in cache, [class][pixel]: its best classes, or their softmax.
+
+   Lines have room for whole vectors, so nothing here has an edge. */
+
+INLINE ivec choose(ivec where, ivec yes, ivec no) {
+    return (where & yes) | (~where & no);
+}
+
+/* Orders logits as integers: numbers by value with -0 equal to 0, NaN above all. */
+INLINE ivec rank_of(vec v) {
+    const ivec bits = (ivec)(v + splat(0.0f));
+    const ivec largest = bits * 0 + INT32_MAX;
+    return choose(v == v, bits ^ (bits >> 31 & INT32_MAX), largest);
+}
+
+/* The k best classes of every pixel, best first, the lower class first among equals: labels[place][pixel] and, unless
+   NULL, values[place][pixel]. Each place is searched anew among what ranks behind the one before: k is small. */
+static void best(const head_t *h) {
+    for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
+        const ivec zero = {0};
+        ivec last_rank = zero + INT32_MAX, last_label = zero - 1;
+        for (ptrdiff_t place = 0; place < h->k; place++) {
+            ivec rank = zero + INT32_MIN, label = zero;
+            vec value = splat(0.0f);
+            for (ptrdiff_t class = 0; class < h->classes; class++) {
+                const vec v = load(h->logits + class * h->pitch + pixel);
+                const ivec r = rank_of(v);
+                ivec better = r > rank;
+                if (place > 0) better &= (r < last_rank) | ((r == last_rank) & (last_label < (int32_t)class));
+                rank = choose(better, r, rank);
+                label = choose(better, zero + (int32_t)class, label);
+                value = pick(better, v, value);
+            }
+            memcpy(h->labels + place * h->pitch + pixel, &label, sizeof label);
+            if (h->values) store(h->values + place * h->pitch + pixel, value);
+            last_rank = rank;
+            last_label = label;
+        }
+    }
+}
+
+/* exp(v - largest) / sum of these, in place. */
+static void softmax(const head_t *h) {
+    for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
+        vec largest = load(h->logits + pixel), sum = splat(0.0f);
+        for (ptrdiff_t class = 1; class < h->classes; class++) {
+            largest = larger(largest, load(h->logits + class * h->pitch + pixel));
+        }
+        for (ptrdiff_t class = 0; class < h->classes; class++) {
+            float *at = h->logits + class * h->pitch + pixel;
+            const exp_parts e = exp_split(larger(splat(-120.0f), load(at) - largest));
+            const vec power = scale_by_power(e.mantissa, e.n);
+            sum += power;
+            store(at, power);
+        }
+        for (ptrdiff_t class = 0; class < h->classes; class++) {
+            float *at = h->logits + class * h->pitch + pixel;
+            store(at, load(at) / sum);
+        }
+    }
+}
