@@ -212,8 +212,6 @@ cdef class Recipe:
                 return
             resolved = explain().resolve_rank(spec, len(spec.layout))
         layout, out_layout, strides = resolved
-        if len(layout) > MAX_AXES:
-            raise ValueError(f"layout may have {MAX_AXES} axes at most, got {layout!r}")
         self.rank = len(layout)
         self.layout = layout
         self.out_layout = out_layout
@@ -284,6 +282,11 @@ cdef struct Input:
     FeatureMap one_map
 
 
+cdef bint has_strides(const Py_buffer* view) noexcept:
+    """Some exporters (ctypes) leave strides out though they were asked for them."""
+    return view.ndim <= MAX_AXES and (view.ndim == 0 or (view.shape != NULL and view.strides != NULL))
+
+
 cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
     """Takes an array's buffer; False unless it holds float32. None is no array, and fine."""
     cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
@@ -293,7 +296,7 @@ cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
         PyErr_Clear()
         return False
     buffers.held[which] = True
-    return element_kind(&buffers.view[which]) == KIND_FLOAT32
+    return has_strides(&buffers.view[which]) and element_kind(&buffers.view[which]) == KIND_FLOAT32
 
 
 cdef void release(Buffers* buffers) noexcept:
@@ -310,7 +313,7 @@ cdef bint hold_map(Input* x, object exporter) noexcept:
     if PyObject_GetBuffer(exporter, view, PyBUF_STRIDES | PyBUF_FORMAT) != 0:
         PyErr_Clear()
         return False
-    x.map[x.held].kind = element_kind(view)
+    x.map[x.held].kind = element_kind(view) if has_strides(view) else -1
     x.held += 1
     return x.map[x.held - 1].kind >= 0
 
@@ -537,9 +540,11 @@ cdef class Layer:
 
     def plan(self, shape, num_threads=None):
         """How an input of this shape is computed: an object whose repr says it."""
-        call = explain().check_shape(self.spec, self.matrix.shape, shape)
-        threads = threads_for(num_threads) or explain().positive_int(num_threads, "num_threads")
-        return PlanReport.of(self, call, threads)
+        if self.recipe.on_numpy:
+            from pwconv import reference
+            return reference.plan_layer(self, shape, num_threads)
+        call = explain().check_shape(self.spec, self.matrix.shape, shape, num_threads)
+        return PlanReport.of(self, call, threads_for(call.num_threads))
 
 
 cdef Weights weights_of(const Buffers* buffers, str layout) noexcept:
@@ -564,7 +569,7 @@ cdef bint weights_are_plain(const Buffers* buffers, str layout, Py_ssize_t group
     cdef const Py_buffer* view = &buffers.view[WEIGHT]
     cdef Py_ssize_t outs
     cdef int i
-    if view.ndim < 2:
+    if not buffers.held[WEIGHT] or view.ndim < 2:
         return False
     for i in range(view.ndim - 2):
         if view.shape[i if layout == "IO" else i + 2] != 1:

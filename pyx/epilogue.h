@@ -66,11 +66,20 @@ INLINE vec hyperbolic_tangent(vec v) {
     return pick(a < splat(0.55f), near, signed_far);
 }
 
-/* v times the normal distribution function Phi(v). Phi(-a) = exp(-a^2 / 2) G(a), a >= 0, and G is nearly a polynomial
-   without constant in t = 1 / (1 + a / 4). */
+/* v times the normal distribution function Phi(v). Near 0, Phi(v) = 1/2 + v P(v^2); further out Phi(-a) =
+   exp(-a^2 / 2) G(a), a >= 0, and G is nearly a polynomial without constant in t = 1 / (1 + a / 4). */
 INLINE vec gelu(vec v) {
     const vec low = larger(splat(-16.0f), v); /* the limit at -inf is 0, and -inf * 0 would be NaN */
-    const vec a = smaller(splat(16.0f), magnitude(low));
+    const vec a = smaller(splat(16.0f), magnitude(low)), z = a * a;
+    /* (Phi(v) - 1/2) / v in v^2, |v| <= 1.27, to 1.0e-10 */
+    vec p = splat(4.7240817e-07f);
+    p = fmadd(p, z, splat(-9.042941e-06f));
+    p = fmadd(p, z, splat(0.00011500799f));
+    p = fmadd(p, z, splat(-0.0011870926f));
+    p = fmadd(p, z, splat(0.009973494f));
+    p = fmadd(p, z, splat(-0.066490375f));
+    p = fmadd(p, z, splat(0.3989423f));
+    const vec near = fmadd(p, low, splat(0.5f));
     const vec t = splat(1.0f) / fmadd(a, splat(0.25f), splat(1.0f));
     /* to 1.5e-8 of G where Phi(-a) > 1e-3, 3e-7 beyond */
     vec g = splat(0.029694198f);
@@ -82,9 +91,10 @@ INLINE vec gelu(vec v) {
     g = fmadd(g, t, splat(0.10655753f));
     g = fmadd(g, t, splat(0.098153606f));
     g = fmadd(g, t, splat(0.09981672f));
-    const exp_parts e = exp_split(a * a * splat(-0.5f));
+    const exp_parts e = exp_split(z * splat(-0.5f));
     const vec tail = scale_by_power(g * t * e.mantissa, e.n);
-    return low * pick(low < splat(0.0f), tail, splat(1.0f) - tail);
+    const vec far = pick(low < splat(0.0f), tail, splat(1.0f) - tail);
+    return low * pick(a < splat(1.25f), near, far);
 }
 
 /* v times the logistic function of 2 sqrt(2 / pi) (v + 0.044715 v^3): the tanh form of Hendrycks and Gimpel. */
