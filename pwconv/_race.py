@@ -3,11 +3,14 @@
 import ctypes
 import importlib.metadata
 import math
+import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -361,6 +364,20 @@ def race_environment(environ: Mapping[str, str], threads: int, isa: str) -> dict
     kept = {name: value for name, value in environ.items() if name not in limits and not name.startswith("OPENBLAS_")}
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS")
     return kept | _ISA_LIMITS.get(isa, {}) | dict.fromkeys(counts, str(threads)) | {"PWCONV_ISA": isa}
+
+
+def elsewhere(command: Sequence[str], threads: int, isa: str) -> int | None:
+    """Run this program's command in the environment of a race and return its status; None if this one is it.
+
+    Libraries read their settings when they are loaded, and NumPy is: so the race is for another process.
+    """
+    environment = race_environment(os.environ, threads, isa)
+    if environment == os.environ:
+        return None
+    for name in sorted(os.environ.keys() - environment.keys()):
+        print(f"{name}={os.environ[name]} is ignored: it would slow a peer.")
+    sys.stdout.flush()
+    return subprocess.call(command, env=environment)
 
 
 # Racing ---------------------------------------------------------------------------------------------------------------

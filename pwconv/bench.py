@@ -5,9 +5,7 @@ import importlib.util
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +22,7 @@ from pwconv._race import (
     Operands,
     Result,
     compete,
-    race_environment,
+    elsewhere,
     select,
 )
 
@@ -37,16 +35,11 @@ def main(argv: Sequence[str]) -> int:
         )
         return 1
     options = parse(argv)
-    environment = race_environment(os.environ, options.threads, options.isa)
     try:
-        if environment == os.environ:
+        status = elsewhere([sys.executable, "-m", "pwconv", "bench", *argv], options.threads, options.isa)
+        if status is None:
             run(options)
-            return 0
-        # Libraries read their settings when they are loaded, and NumPy is loaded: the race is for another process.
-        for name in sorted(os.environ.keys() - environment.keys()):
-            print(f"{name}={os.environ[name]} is ignored: it would slow a peer.")
-        sys.stdout.flush()
-        return subprocess.call([sys.executable, "-m", "pwconv", "bench", *argv], env=environment)
+        return status or 0
     except KeyboardInterrupt:
         return 130
 

@@ -1,0 +1,123 @@
+"""What a call costs beside its arithmetic: the time of a small one, the memory of a large one, and the import.
+
+python benchmarks/overheads.py
+"""
+
+import multiprocessing
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import pwconv
+from pwconv import runtime
+from pwconv._race import LAYOUTS, PEERS, Operands, Workload, elsewhere, pwconv_ways, race
+
+SMALL = Workload("overheads", "small", 1, 4, 4, 16, 16)
+LARGE = Workload("overheads", "large", 16, 112, 112, 256, 256)
+ROUNDS = 15
+
+
+def main() -> int:
+    """Print all three and return the exit status."""
+    status = elsewhere([sys.executable, *sys.argv], pwconv.get_num_threads(), runtime.engine.isa_active())
+    if status is None:
+        print(f"{runtime.config()['cpu']}, threads: {pwconv.get_num_threads()}")
+        small_call()
+        memory()
+        import_time()
+    return status or 0
+
+
+# Time of a small call -------------------------------------------------------------------------------------------------
+
+
+def small_call() -> None:
+    """Race on a map that is so small that one thread computes it."""
+    operands = Operands(SMALL, "NCHW")
+    calls = {
+        "layer": pwconv_ways(operands)["pwconv"],
+        "function": partial(pwconv.pointwise_conv, operands.x, operands.weight, operands.bias, activation="relu"),
+    }
+    for name in installed("NCHW"):
+        calls |= {f"{name} {way}": call for way, call in PEERS[name].ways(operands).items()}
+    seconds = {name: statistics.median(times) for name, times in race(calls, rounds=ROUNDS, threads=1).items()}
+    print("\nA call on 16 channels of 4 x 4 pixels, with bias and ReLU:")
+    for name, median in seconds.items():
+        print(f"{name:<24}{median * 1e6:>8.2f} us{median / seconds['numpy matmul']:>8.2f} of NumPy's")
+
+
+def installed(layout: str) -> list[str]:
+    """Return the peers that can race in this layout."""
+    return [name for name, peer in PEERS.items() if not peer.obstacle(layout, limited=False)]
+
+
+# Memory of a large call -----------------------------------------------------------------------------------------------
+
+
+def memory() -> None:
+    """Run a layer of every library, each in a process of its own, on maps of 205 MB."""
+    if not sys.platform.startswith("linux"):
+        print("\nMemory beyond input, weights and result is only known on Linux.")
+        return
+    print("\nMemory beyond input, weights and result, on 16 maps of 112 x 112 pixels, 256 -> 256 channels:")
+    cases = [(column, layout, False) for layout in LAYOUTS for column in ("pwconv", *installed(layout))]
+    cases += [("pwconv", layout, True) for layout in LAYOUTS]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+        jobs = [processes.submit(extra_bytes, *case) for case in cases]
+        for (column, layout, cropped), extra in zip(cases, (job.result() for job in jobs), strict=True):
+            print(f"{column + (' on a crop' if cropped else ''):<24}{layout:<5}{extra / 1e6:>8.1f} MB")
+
+
+def extra_bytes(column: str, layout: str, cropped: bool) -> int:
+    """Return by how much the process grew during its first large call, without the result."""
+    # What a library loads or keeps for any call at all is no part of this one.
+    contender(column, Operands(SMALL, layout))()
+    operands = Operands(LARGE, layout)
+    if cropped:
+        operands.x = crop_of(operands.x, layout)
+    operands.out.fill(0)
+    call = contender(column, operands)
+    # Forgets the peak so far.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    result = call()
+    given = column in PEERS and PEERS[column].bare
+    return resident("VmHWM") - before - (0 if given else np.asarray(result).nbytes)
+
+
+def contender(column: str, operands: Operands):
+    """Return a call of pwconv or of a peer's first way."""
+    ways = PEERS[column].ways(operands) if column in PEERS else pwconv_ways(operands)
+    return next(iter(ways.values()))
+
+
+def crop_of(x: np.ndarray, layout: str) -> np.ndarray:
+    """Return an equal map that lies inside a larger one, with a margin of a pixel."""
+    around = np.pad(x, [(1, 1) if axis in "HW" else (0, 0) for axis in layout])
+    return around[tuple(slice(1, -1) if axis in "HW" else slice(None) for axis in layout)]
+
+
+def resident(field: str) -> int:
+    """Return the bytes of this process that are in memory: now (VmRSS), or at the most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+# Time of the import ---------------------------------------------------------------------------------------------------
+
+
+def import_time() -> None:
+    """Import in processes of their own, NumPy first."""
+    code = "import numpy, time; start = time.perf_counter(); import pwconv; print(time.perf_counter() - start)"
+    runs = [subprocess.check_output([sys.executable, "-c", code]) for _ in range(ROUNDS)]
+    print(f"\nThe import, beyond NumPy's: {statistics.median(map(float, runs)) * 1e3:.1f} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
