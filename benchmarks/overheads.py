@@ -15,7 +15,7 @@ import numpy as np
 
 import pwconv
 from pwconv import runtime
-from pwconv._race import LAYOUTS, PEERS, Operands, Workload, elsewhere, pwconv_ways, race
+from pwconv._race import LAYOUTS, PEERS, Operands, Workload, elsewhere, installed, pwconv_ways, race
 
 SMALL = Workload("overheads", "small", 1, 4, 4, 16, 16)
 LARGE = Workload("overheads", "large", 16, 112, 112, 256, 256)
@@ -49,11 +49,6 @@ def small_call() -> None:
     print("\nA call on 16 channels of 4 x 4 pixels, with bias and ReLU:")
     for name, median in seconds.items():
         print(f"{name:<24}{median * 1e6:>8.2f} us{median / seconds['numpy matmul']:>8.2f} of NumPy's")
-
-
-def installed(layout: str) -> list[str]:
-    """Return the peers that can race in this layout."""
-    return [name for name, peer in PEERS.items() if not peer.obstacle(layout, limited=False)]
 
 
 # Memory of a large call -----------------------------------------------------------------------------------------------

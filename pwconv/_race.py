@@ -341,6 +341,11 @@ PEERS = {
 }
 
 
+def installed(layout: str) -> list[str]:
+    """Return the names of the peers that can race in this layout, if nothing limits their instruction set."""
+    return [name for name, peer in PEERS.items() if not peer.obstacle(layout, limited=False)]
+
+
 # What limits the peers' instruction sets as PWCONV_ISA limits ours.
 _ISA_LIMITS = {
     "baseline": {

@@ -1,0 +1,44 @@
+"""Every layer of the networks, in both layouts, computed from the same arrays by pwconv and each installed peer."""
+
+import pytest
+
+import pwconv
+from pwconv._race import LAYOUTS, NETWORKS, PEERS, Operands, compete, installed, pwconv_ways, race
+
+CASES = [
+    pytest.param((workload, layout), column, id=f"{workload} {layout} {column}")
+    for workload in NETWORKS
+    for layout in LAYOUTS
+    for column in ("pwconv", "out=", *installed(layout))
+]
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def operands(request):
+    """A layer's arrays, shared by all that compute it."""
+    return Operands(*request.param)
+
+
+@pytest.mark.benchmark(min_rounds=5, max_time=0.1, warmup=True, warmup_iterations=1)
+@pytest.mark.parametrize(("operands", "column"), CASES, indirect=["operands"])
+def test_layer(benchmark, machine, results, operands, column):
+    """Time one library alone; with pwconv's time, save how it fared in the race with all of them."""
+    workload, layout = operands.workload, operands.layout
+    benchmark.group = f"{workload} {layout}"
+    ways = PEERS[column].ways(operands) if column in PEERS else {column: pwconv_ways(operands)[column]}
+    # A race of its own finds a library's best way, and outlasts the spinning workers of the one before.
+    seconds = race(ways, rounds=1, threads=pwconv.get_num_threads())
+    best = min(ways, key=seconds.__getitem__)
+    benchmark.extra_info["way"] = best
+    benchmark(ways[best])
+    if column == "pwconv":
+        result = compete(operands, installed(layout), machine, rounds=ROUNDS)
+        results.setdefault(layout, []).append(result)
+        benchmark.extra_info |= {
+            "gflops": result.gflops,
+            "shares of the limit": result.shares,
+            "bound by": result.limit.bound_by,
+            "times as fast as": result.ratios,
+            "lost to": result.lost,
+        }
