@@ -139,16 +139,17 @@ STACK = re.compile(r"\(%rsp|\[sp")
 
 
 def inner_loops(text: str, fma: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each tile's name, like "panel_14x2", and its loop with the most FMAs: of those, the innermost one."""
+    """Yield each tile's name, like "panel_14x2", and of its innermost loops the one with the most FMAs."""
     for name, body in FUNCTION.findall(text):
         lines = [line for line in body.splitlines() if LABEL.match(line) or not line.lstrip().startswith((".", "#"))]
         labels = {found[1]: number for number, line in enumerate(lines) if (found := LABEL.match(line))}
         loops = [
-            lines[labels[found[1]] : number + 1]
+            range(labels[found[1]], number + 1)
             for number, line in enumerate(lines)
             if (found := JUMP.match(line)) and labels.get(found[1], number) < number
         ]
-        yield name, max(loops, key=lambda loop: (occurrences(loop, fma), -len(loop)))
+        innermost = [loop for loop in loops if not any(set(other) < set(loop) for other in loops)]
+        yield name, max(([lines[n] for n in loop] for loop in innermost), key=lambda loop: occurrences(loop, fma))
 
 
 def occurrences(loop: Sequence[str], instruction: str) -> int:

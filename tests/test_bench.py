@@ -1,10 +1,12 @@
 """The benchmark: its arithmetic, its fairness and its words. No test reads a real clock."""
 
+import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -420,3 +422,111 @@ def test_the_command_draws_a_roofline(tmp_path):
     done = run_bench("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", path)
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+# The scripts ----------------------------------------------------------------------------------------------------------
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name):
+    """Import a script from benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+X86 = """
+tile_panel_2x1:
+.LFB1:
+	vmovaps	%ymm0, %ymm1
+.L2:
+	vfmadd231ps	%ymm0, %ymm1, %ymm2
+.L3:
+	.p2align 4
+	vfmadd231ps	(%rax), %ymm1, %ymm2
+	vfmadd132ps	%ymm0, %ymm1, %ymm3
+	vmovaps	%ymm3, 16(%rsp)
+	cmpq	%rax, %rdx
+	jne	.L3
+	jmp	.L2
+.L4:
+	vaddps	%ymm0, %ymm1, %ymm3
+	jne	.L4
+	ret
+	.size	tile_panel_2x1, .-tile_panel_2x1
+other:
+.L7:
+	vfmadd231ps	%ymm0, %ymm1, %ymm2
+	jne	.L7
+	.size	other, .-other
+"""
+AARCH64 = """
+tile_rowwise_1x1:
+.L2:
+	fadd	v1.4s, v1.4s, v2.4s
+	cbnz	x1, .L2
+.L3:
+	fmla	v0.4s, v1.4s, v2.s[0]
+	cmp	x7, x3
+	bgt	.L3
+	.size	tile_rowwise_1x1, .-tile_rowwise_1x1
+"""
+
+
+def test_the_inner_loop_of_each_tile_is_found():
+    machine_code = script("machine_code")
+    x86, arm = machine_code.CORES[0], machine_code.CORES[-1]
+    (name, loop), *others = machine_code.inner_loops(X86, x86.fma)
+    assert others == []
+    assert name == "panel_2x1"
+    # The loop around it has one FMA more, but that is no part of the inner one.
+    assert [line.split()[0] for line in loop] == [".L3:", "vfmadd231ps", "vfmadd132ps", "vmovaps", "cmpq", "jne"]
+    assert machine_code.occurrences(loop, x86.fma) == 2
+    assert sum(bool(machine_code.STACK.search(line)) for line in loop) == 1
+    ((name, loop),) = machine_code.inner_loops(AARCH64, arm.fma)
+    assert name == "rowwise_1x1"
+    assert [line.split()[0] for line in loop] == [".L3:", "fmla", "cmp", "bgt"]
+
+
+def test_the_tallest_tile_of_each_kind_and_width_is_simulated():
+    chosen = script("machine_code").chosen
+    tiles = ["panel_1x1", "panel_12x1", "panel_9x1", "rowwise_2x1", "panel_2x4"]
+    assert chosen(tiles, None) == ["panel_12x1", "rowwise_2x1", "panel_2x4"]
+    assert chosen(tiles, "panel_*x1") == ["panel_1x1", "panel_12x1", "panel_9x1"]
+
+
+def test_flags_of_the_build_are_found():
+    settings = script("machine_code").build_settings()
+    assert "-ffp-contract=off" in settings["COMMON_FLAGS"]
+    assert "-mfma" in settings["INSTRUCTION_SETS"]["x86_64"]["pyx/isa_avx2.c"]
+
+
+def test_a_sweep_compares_points_with_their_limits_and_neighbours():
+    sweep = script("sweep")
+    # One GFLOP each; the limit is 0.01 s.
+    times = {15: 0.011, 16: 0.022, 17: 0.0121, 24: 0.03}
+    points = {
+        n: sweep.Point(Workload("x", str(n), 1, 1000, 1000, 25, 20), Limit(0.01, "FMA"), {"pwconv": t, "out=": 0.01})
+        for n, t in times.items()
+    }
+    assert points[16].excess("pwconv") == pytest.approx(2.2)
+    assert points[16].per_macs(0.022) == pytest.approx(44.0)
+    assert sweep.step(16, points, "pwconv") == pytest.approx(2.0)
+    assert sweep.step(24, points, "pwconv") is None
+    assert "2 of 4 points over 1.25 x limit, worst 3.00 at 24; largest step 2.00 at 16" in sweep.verdict(
+        "pwconv", points
+    )
+    assert sweep.verdict("out=", points).startswith("out=: 0 of 4")
+    assert sweep.line(16, points).count("*") == 1
+
+
+def test_sweeps_go_as_far_as_they_should():
+    sweeps = script("sweep").SWEEPS
+    reach = {name: (min(points), max(points)) for name, points in sweeps.items()}
+    assert reach["images"] == (1, 64)
+    assert reach["size"] == (7, 512)
+    assert reach["ins"] == reach["outs"] == (15, 4097)
+    for name in ("ins", "outs"):
+        assert {255, 256, 257, 1023, 1024, 1025} <= set(sweeps[name])
