@@ -34,7 +34,21 @@ cdef struct Step:
 
 
 cdef enum:
-    HEAD_NONE, HEAD_BEST, HEAD_SOFTMAX
+    HEAD_NONE, HEAD_BEST, HEAD_SOFTMAX, HEAD_RESIZED
+
+
+cdef struct Between:
+    # Where an output line or column lies between two of the input: at the `first`, `part` of the way to the `second`.
+    Py_ssize_t first, second
+    float part
+
+
+cdef struct Resize:
+    # Logits and labels have lines of different number and length. A block is a band of lines, and the line behind it.
+    Py_ssize_t height, width, out_height, out_width, band
+    const int32_t* left            # tables for a line of labels
+    const int32_t* right
+    const float* across
 
 
 cdef struct Head:
@@ -43,6 +57,7 @@ cdef struct Head:
     Py_ssize_t places              # best: classes for every pixel
     FeatureMap out                 # best: integers of any size; softmax: float32
     FeatureMap values              # best: the logits; data is NULL if they are not wanted
+    Resize resize
 
 
 cdef struct Program:
@@ -131,6 +146,8 @@ cdef void lay_out(Program* g) noexcept nogil:
     g.head_at = at
     if g.head.code == HEAD_BEST:
         at += aligned(2 * g.head.places * (pixels + SCRATCH_PAD) * sizeof(float))
+    if g.head.code == HEAD_RESIZED:
+        at += aligned((g.head.resize.width + 2 * g.head.resize.out_width + 3 * SCRATCH_PAD) * sizeof(float))
     g.thread_bytes = at
 
 
@@ -405,17 +422,64 @@ cdef void run_head(const Program* g, const Block* b, char* memory) noexcept nogi
             done += n
 
 
+cdef Between between(Py_ssize_t place, Py_ssize_t size, Py_ssize_t out_size) noexcept nogil:
+    """Half-pixel centres, as in bilinear interpolation with align_corners=False; the edges are extended."""
+    cdef Between b
+    cdef float at = max(<float> 0.0, (<float> size / <float> out_size) * (<float> place + <float> 0.5) - <float> 0.5)
+    b.first = min(<Py_ssize_t> at, size - 1)
+    b.second = min(b.first + 1, size - 1)
+    b.part = at - <float> b.first
+    return b
+
+
+cdef void run_resized_head(const Program* g, const Block* b, char* memory) noexcept nogil:
+    """The labels of all output lines whose upper neighbour lies in this block's band."""
+    cdef const Resize* size = &g.head.resize
+    cdef Py_ssize_t band = b.first // size.width, line, done, n
+    cdef const float* logits = <float*> (b.y.data + b.first * sizeof(float))
+    cdef Between rows
+    cdef resize_t r
+    cdef Run run
+    r.pitch = b.y.channel_step // sizeof(float)
+    r.classes = b.y.channels
+    r.width = size.width
+    r.out_width = size.out_width
+    r.left = size.left
+    r.right = size.right
+    r.across = size.across
+    r.line = <float*> (memory + g.head_at)
+    r.ranks = <int32_t*> (r.line + size.width + SCRATCH_PAD)
+    r.labels = r.ranks + size.out_width + SCRATCH_PAD
+    for line in range(size.out_height):
+        rows = between(line, size.height, size.out_height)
+        if rows.first < band or rows.first >= band + size.band:
+            continue
+        r.above = logits + (rows.first - band) * size.width
+        r.below = logits + (rows.second - band) * size.width
+        r.down = rows.part
+        g.steps[0].plan.isa.best_resized(&r)
+        done = 0
+        while done < size.out_width:
+            run = run_from(&g.head.out, line * size.out_width + done)
+            n = min(run.count, size.out_width - done)
+            store_labels(run.at + b.span * g.head.out.span_step, run.step, g.head.out.item, r.labels + done, n)
+            done += n
+
+
 cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nogil:
     """One block of pixels through all steps, or one part of the only step's out channels (if it has parts)."""
-    cdef Py_ssize_t first_part = unit % g.schedule.parts, end_part, part
+    cdef Py_ssize_t first_part = unit % g.schedule.parts, end_part, part, block
     cdef const Step* step
     cdef FeatureMap written[2]     # where this thread finds a scratch y; in turn, as the next step reads the last one
     cdef Block b
     cdef int i
     unit //= g.schedule.parts
-    b.first = unit % g.schedule.pixel_blocks * g.schedule.pixel_block
-    b.pixels = min(g.schedule.pixel_block, g.pixels - b.first)
+    block = unit % g.schedule.pixel_blocks
     b.span = unit // g.schedule.pixel_blocks
+    b.first = block * g.schedule.pixel_block
+    if g.head.code == HEAD_RESIZED:
+        b.first = block * g.head.resize.band * g.head.resize.width
+    b.pixels = min(g.schedule.pixel_block, g.pixels - b.first)
     b.strips = <Strip*> (memory + g.strips_at)
     b.panels = <float*> (memory + g.panels_at)
     b.partial = <float*> (memory + g.partial_at)
@@ -435,7 +499,9 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
             end_part = step.groups * step.plan.out_blocks
         for part in range(first_part, end_part):
             run_step(step, &b, part)
-    if g.head.code != HEAD_NONE:
+    if g.head.code == HEAD_RESIZED:
+        run_resized_head(g, &b, memory)
+    elif g.head.code != HEAD_NONE:
         run_head(g, &b, memory)
 
 

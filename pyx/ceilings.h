@@ -1,6 +1,7 @@
 /* Loops that reach the machine's limits, for benchmarks: how fast is an FMA, how fast are cache and memory. */
 
-/* Independent chains, enough to hide an FMA's latency on any CPU at hand. Returns the floating-point operations done. */
+/* Independent chains, enough to hide an FMA's latency on any CPU at hand. Returns the floating-point operations done.
+ */
 static double fma_chain(long turns) {
     enum { CHAINS = 12 };
     vec sum[CHAINS];

@@ -31,7 +31,8 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
                      (facts->xcr0 & avx_state) == avx_state;
     if (built[index] == &pwconv_isa_avx2) return avx2;
     if (built[index] == &pwconv_isa_avx512) {
-        return avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 && (facts->xcr0 & avx512_state) == avx512_state;
+        return avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 &&
+               (facts->xcr0 & avx512_state) == avx512_state;
     }
     return 1;
 }

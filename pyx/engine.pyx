@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=True, embedsignature=False
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=True
 """The compiled engine: buffers in, a plan, blocked loops over all threads, a NumPy array out.
 
 A good call stays in this module from argument to kernel. What is not plainly good goes to pwconv.arguments, which
@@ -83,6 +83,19 @@ cdef extern from "isa.h" nogil:
         int32_t* labels
         float* values
 
+    ctypedef struct resize_t:
+        const float* above
+        const float* below
+        Py_ssize_t pitch, classes, width
+        float down
+        Py_ssize_t out_width
+        const int32_t* left
+        const int32_t* right
+        const float* across
+        float* line
+        int32_t* ranks
+        int32_t* labels
+
     ctypedef void (*tile_kernel)(const tile_t*) noexcept nogil
 
     ctypedef struct isa_t:
@@ -95,7 +108,9 @@ cdef extern from "isa.h" nogil:
         void (*finish)(const finish_t*) noexcept nogil
         void (*best)(const head_t*) noexcept nogil
         void (*softmax)(const head_t*) noexcept nogil
-        void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*best_resized)(const resize_t*) noexcept nogil
+        void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                     Py_ssize_t) noexcept nogil
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil
 
@@ -172,7 +187,7 @@ cdef int give_back(Memory memory) except -1:
     return 0
 
 
-# What a layer is told once ---------------------------------------------------------------------------------------------
+# What a layer is told once --------------------------------------------------------------------------------------------
 
 cdef object arguments = None
 
@@ -377,9 +392,9 @@ cdef bint reaches_once(const Py_buffer* view) noexcept:
     """Are all elements surely apart? True if, from the smallest stride up, each steps over all that comes before."""
     cdef bint used[MAX_AXES]
     cdef Py_ssize_t span = sizeof(float), step
-    cdef int i, round, least
+    cdef int i, _round, least
     memset(used, 0, sizeof(used))
-    for round in range(view.ndim):
+    for _round in range(view.ndim):
         least = -1
         for i in range(view.ndim):
             if not used[i] and (least < 0 or abs(view.strides[i]) < abs(view.strides[least])):
@@ -733,7 +748,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     if step.transformed:
         bytes += batch * 2 * channel_pitch(in_channels) * sizeof(float)
     cdef Memory memory = take_memory(bytes)
-    cdef Memory packed = None
+    cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
         pack_weights(&step.plan, weights.data, weights.out_step, weights.in_step, step.depth, groups,
@@ -743,7 +758,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
         step.bias = fill_tables(NULL, <const float*> weights.bias, 0.0, groups, step.outs, data, &at, NULL)
         step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)
     else:
-        packed = use_layer(&step, layer)
+        _packed = use_layer(&step, layer)
     if buffers.held[OUTPUT_SCALE]:
         step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], NULL, 1.0, groups, step.outs, data, &at,
                                  &step.scale_span)
@@ -893,68 +908,123 @@ def classify(Layer layer, x, out, values, int places, num_threads):
 
     `out` and `values` (float32, or None) have the layer's out_layout and were checked before.
     """
-    cdef Memory made = Memory(), memory
+    run_head_of(layer, x, out, values, HEAD_BEST if places else HEAD_SOFTMAX, places, num_threads)
+
+
+def classify_resized(Layer layer, x, out, num_threads):
+    """The best class of every pixel of the bilinearly resized logits; `out`: integers, C = 1, of the wanted size.
+
+    `out` has the layer's out_layout, with two spatial axes, and was checked before.
+    """
+    run_head_of(layer, x, out, None, HEAD_RESIZED, 1, num_threads)
+
+
+cdef int run_head_of(Layer layer, x, out, values, int head, int places, num_threads) except -1:
+    cdef Memory tables = Memory(), memory
     cdef int threads = threads_for(num_threads)
-    cdef Buffers* buffers
+    cdef Buffers buffers
     cdef Recipe recipe
     cdef Program program
     cdef Input inputs
     cdef Step step
-    made.reserve(2 * sizeof(Buffers))
-    memset(made.data, 0, made.size)
-    buffers = <Buffers*> made.data
+    memset(&buffers, 0, sizeof(Buffers))
     memset(&step, 0, sizeof(Step))
     memset(&program, 0, sizeof(Program))
     program.steps = &step
     program.count = 1
+    program.head.code = head
+    program.head.places = places
     inputs.held = 0
     inputs.map = &inputs.one_map
     try:
-        if not hold_input(&inputs, x) or not hold(&buffers[0], RESIDUAL, values) or threads == 0:
+        if not hold_input(&inputs, x) or not hold(&buffers, RESIDUAL, values) or threads == 0:
             raise TypeError("x, values or num_threads were not checked")
-        if hold(&buffers[0], OUT, out) == (places > 0) or not buffers.held[OUT]:
+        hold(&buffers, OUT, out)
+        if not buffers.held[OUT] or not has_strides(&buffers.view[OUT]):
             raise TypeError("out was not checked")
-        if places and not holds_integers(&buffers.view[OUT]):
+        if not (element_kind(&buffers.view[OUT]) == KIND_FLOAT32 if head == HEAD_SOFTMAX
+                else holds_integers(&buffers.view[OUT])):
             raise TypeError("out was not checked")
         recipe = layer.recipe.of_rank(inputs.view[0].ndim)
-        if recipe is None or not describe_head(&program, recipe, layer, &inputs, buffers, places):
+        if recipe is None or not describe_head(&program, recipe, layer, &inputs, &buffers, tables):
             raise ValueError("shapes were not checked")
         if program.pixels > 0:
-            kept = plan_steps(&program, (layer,), threads)
+            _kept = plan_steps(&program, (layer,), threads)
             memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
             fill_steps(&program, memory)
             run_released(&program, memory)
     finally:
-        release(&buffers[0])
+        release(&buffers)
         release_input(&inputs)
+    return 0
 
 
-cdef bint describe_head(Program* g, Recipe recipe, Layer layer, Input* x, Buffers* buffers, int places) except -1:
-    """A step into scratch with pixels last, and a head behind it."""
-    cdef Py_ssize_t channels = places if places else layer.weights.outs
+cdef bint describe_head(Program* g, Recipe recipe, Layer layer, Input* x, Buffers* buffers, Memory tables) except -1:
+    """A step into scratch with pixels last, and a head behind it; False if a shape does not fit."""
+    cdef bint resized = g.head.code == HEAD_RESIZED
+    cdef bint apart = resized and recipe.x_axes.batch >= 0
+    cdef const Py_buffer* out = &buffers.view[OUT]
     cdef Py_ssize_t shape[MAX_AXES]
     cdef int i, which
-    if channels_of(recipe, x) != layer.weights.depth * recipe.groups or places > layer.weights.outs:
+    if channels_of(recipe, x) != layer.weights.depth * recipe.groups or g.head.places > layer.weights.outs:
         return False
-    if shape_of_result(recipe, &x.view[0], &recipe.y_axes, channels, shape) < 0:
+    if shape_of_result(recipe, &x.view[0], &recipe.y_axes, g.head.places or layer.weights.outs, shape) < 0:
         return False
-    for which in (OUT, RESIDUAL):
-        if buffers[0].held[which] and not has_shape(&buffers[0].view[which], shape, recipe.rank):
-            return False
-    g.pixels = 1 if layer.weights.outs else 0
-    for i in range(recipe.x_axes.pixel_axes):
+    g.schedule.spans = shape[recipe.y_axes.batch] if apart else 1
+    g.pixels = 1 if layer.weights.outs and g.schedule.spans else 0
+    for i in range(apart, recipe.x_axes.pixel_axes):
         g.pixels *= shape[recipe.y_axes.pixel[i]]
     describe_step(g.steps, recipe, &layer.weights)
-    read_input(g.steps, recipe, x, False)
+    read_input(g.steps, recipe, x, apart)
     g.steps.y_is_scratch = True
     g.steps.y_pixels_last = True
-    g.head.code = HEAD_BEST if places else HEAD_SOFTMAX
-    g.head.places = places
-    map_of(&buffers[0].view[OUT], KIND_FLOAT32, &recipe.y_axes, NULL, False, &g.head.out)
+    if resized:
+        if recipe.x_axes.pixel_axes - apart != 2 or out.ndim != recipe.rank:
+            return False
+        describe_resize(g, shape[recipe.y_axes.pixel[apart]], shape[recipe.y_axes.pixel[apart + 1]],
+                        out.shape[recipe.y_axes.pixel[apart]], out.shape[recipe.y_axes.pixel[apart + 1]], tables)
+        for i in range(apart, apart + 2):
+            shape[recipe.y_axes.pixel[i]] = out.shape[recipe.y_axes.pixel[i]]
+    for which in (OUT, RESIDUAL):
+        if buffers.held[which] and not has_shape(&buffers.view[which], shape, recipe.rank):
+            return False
+    map_of(out, KIND_FLOAT32, &recipe.y_axes, NULL, apart, &g.head.out)
     g.head.values.data = NULL
-    if buffers[0].held[RESIDUAL]:
-        map_of(&buffers[0].view[RESIDUAL], KIND_FLOAT32, &recipe.y_axes, NULL, False, &g.head.values)
+    if buffers.held[RESIDUAL]:
+        map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &recipe.y_axes, NULL, apart, &g.head.values)
     return True
+
+
+cdef int describe_resize(Program* g, Py_ssize_t height, Py_ssize_t width, Py_ssize_t out_height, Py_ssize_t out_width,
+                         Memory tables) except -1:
+    """Sizes, and where every column of the labels lies between two columns of the logits."""
+    cdef Resize* size = &g.head.resize
+    cdef Py_ssize_t padded = out_width + SCRATCH_PAD, x
+    cdef int32_t* left
+    cdef int32_t* right
+    cdef float* across
+    cdef Between columns
+    size.height = height
+    size.width = width
+    size.out_height = out_height
+    size.out_width = out_width
+    if out_height == 0 or out_width == 0:
+        g.pixels = 0
+    if g.pixels == 0:
+        return 0
+    tables.reserve(3 * padded * sizeof(float))
+    left = <int32_t*> tables.data
+    right = left + padded
+    across = <float*> (right + padded)
+    for x in range(padded):
+        columns = between(min(x, out_width - 1), width, out_width)
+        left[x] = <int32_t> columns.first
+        right[x] = <int32_t> columns.second
+        across[x] = columns.part
+    size.left = left
+    size.right = right
+    size.across = across
+    return 0
 
 
 def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_threads):
@@ -985,7 +1055,7 @@ def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_
         if not describe_steps(&program, layers, &inputs, buffers, branched):
             raise ValueError("shapes of x, residuals or outs were not checked")
         if program.pixels > 0:
-            kept = plan_steps(&program, layers, threads)
+            _kept = plan_steps(&program, layers, threads)
             memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
             fill_steps(&program, memory)
             run_released(&program, memory)
@@ -1010,6 +1080,7 @@ cdef bint describe_steps(Program* g, tuple layers, Input* x, Buffers* buffers, b
         return False
     channels = channels_of(first, x)
     g.pixels = 1
+    g.schedule.spans = 1
     for i in range(first.x_axes.pixel_axes):
         g.pixels *= ceil_div(x.view[0].shape[first.x_axes.pixel[i]], first.stride[i])
     for i in range(g.count):
@@ -1053,19 +1124,25 @@ cdef list plan_steps(Program* g, tuple layers, int threads):
     cdef Step* step
     cdef list kept = []
     cdef int i, wanted = free_threads(threads)
+    cdef Resize* size = &g.head.resize
     g.schedule.pixel_block = block_for_steps(g, wanted)
+    g.schedule.pixel_blocks = ceil_div(g.pixels, g.schedule.pixel_block)
+    if g.head.code == HEAD_RESIZED:
+        # Bands of lines; each is summed with the line behind it, so they should not be too thin.
+        size.band = max(min(8, size.height), g.schedule.pixel_block // size.width)
+        g.schedule.pixel_blocks = ceil_div(size.height, size.band)
+        g.schedule.pixel_block = (size.band + 1) * size.width
     for i in range(g.count):
         step = &g.steps[i]
         if step.y_is_scratch:
             place_scratch_map(step, g.pixels, g.schedule.pixel_block)
-        plan_step(step, step.x if step.x_parts else x, 1, g.pixels, 0, 1, &alone)
+        plan_step(step, step.x if step.x_parts else x, g.schedule.spans, g.pixels, 0, 1, &alone)
         limit_sums(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
         cycles += step.plan.cycles
         kept.append(use_layer(step, layers[i]))
         x = &step.y
-    g.schedule.pixel_blocks = ceil_div(g.pixels, g.schedule.pixel_block)
     g.schedule.parts = 1
-    g.schedule.units = g.schedule.pixel_blocks
+    g.schedule.units = g.schedule.spans * g.schedule.pixel_blocks
     g.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / THREAD_CYCLES), g.schedule.units))
     lay_out(g)
     return kept
@@ -1200,7 +1277,7 @@ cdef void contiguous(tuple sizes, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t
         step *= shape[i]
 
 
-# Instruction sets, threads, caches, limits -----------------------------------------------------------------------------
+# Instruction sets, threads, caches, limits ----------------------------------------------------------------------------
 
 cdef int active_isa = 0
 cdef size_t[4] cache_bytes
@@ -1281,7 +1358,7 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds):
     cdef double best = 0.0, start, end
     cdef double stop = time.perf_counter() + seconds
     cdef size_t round_bytes = max(<size_t> 1, nbytes // 512) * 512
-    cdef size_t repeat = 1 + (1 << 22) // round_bytes, i
+    cdef size_t repeat = 1 + (1 << 22) // round_bytes, _turn
     cdef Memory source = Memory(), target = Memory()
     source.reserve(round_bytes)
     memset(source.data, 0, round_bytes)
@@ -1290,7 +1367,7 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds):
     while True:
         start = time.perf_counter()
         with nogil:
-            for i in range(repeat):
+            for _turn in range(repeat):
                 set.sweep(code, target.data, source.data, round_bytes)
         end = time.perf_counter()
         best = max(best, <double> round_bytes * repeat / (end - start))

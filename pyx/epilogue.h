@@ -108,11 +108,11 @@ INLINE vec hard_sigmoid(vec v) {
     return clip((v + splat(3.0f)) / splat(6.0f), splat(0.0f), splat(1.0f));
 }
 
-#define MAP(EXPRESSION)                                       \
-    for (ptrdiff_t i = 0; i < vectors; i++) {                 \
-        const vec v = load(x + i * LANES);                    \
-        store(x + i * LANES, EXPRESSION);                     \
-    }                                                         \
+#define MAP(EXPRESSION)                       \
+    for (ptrdiff_t i = 0; i < vectors; i++) { \
+        const vec v = load(x + i * LANES);    \
+        store(x + i * LANES, EXPRESSION);     \
+    }                                         \
     break
 
 static void activate(activation_t activation, float *x, ptrdiff_t vectors) {
@@ -140,7 +140,8 @@ static void finish(const finish_t *f) {
             const vec bias = f->channels_on_lanes ? load(f->bias + lane) : splat(f->bias[r]);
             const vec scale = f->channels_on_lanes ? load(f->scale + lane) : splat(f->scale[r]);
             const vec biased = load(sum + lane) + bias;
-            store(sum + lane, f->residual ? fmadd(scale, biased, load(f->residual + r * f->pitch + lane)) : scale * biased);
+            store(sum + lane,
+                  f->residual ? fmadd(scale, biased, load(f->residual + r * f->pitch + lane)) : scale * biased);
         }
         activate(f->activation, sum, f->vectors);
     }

@@ -1,7 +1,7 @@
 # Arrays to records: the only place that knows layouts.
 #
-# A feature map is its channels and its pixels, each a byte stride away from the next. Pixels have several axes (batch and
-# space); those that follow each other at one step in memory are merged, so that a whole channels-last batch is one axis.
+# A feature map is its channels and its pixels, each a byte stride away from the next. Pixels have several axes (batch
+# and space); those that follow each other at one step in memory are merged, so that a whole channels-last batch is one.
 
 cdef enum:
     MAX_AXES = 16

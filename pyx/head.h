@@ -22,7 +22,7 @@ static void best(const head_t *h) {
         for (ptrdiff_t place = 0; place < h->k; place++) {
             ivec rank = zero + INT32_MIN, label = zero;
             vec value = splat(0.0f);
-            for (ptrdiff_t class = 0; class < h->classes; class++) {
+            for (ptrdiff_t class = 0; class < h->classes; class ++) {
                 const vec v = load(h->logits + class * h->pitch + pixel);
                 const ivec r = rank_of(v);
                 ivec better = r > rank;
@@ -43,19 +43,44 @@ static void best(const head_t *h) {
 static void softmax(const head_t *h) {
     for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
         vec largest = load(h->logits + pixel), sum = splat(0.0f);
-        for (ptrdiff_t class = 1; class < h->classes; class++) {
+        for (ptrdiff_t class = 1; class < h->classes; class ++) {
             largest = larger(largest, load(h->logits + class * h->pitch + pixel));
         }
-        for (ptrdiff_t class = 0; class < h->classes; class++) {
+        for (ptrdiff_t class = 0; class < h->classes; class ++) {
             float *at = h->logits + class * h->pitch + pixel;
             const exp_parts e = exp_split(larger(splat(-120.0f), load(at) - largest));
             const vec power = scale_by_power(e.mantissa, e.n);
             sum += power;
             store(at, power);
         }
-        for (ptrdiff_t class = 0; class < h->classes; class++) {
+        for (ptrdiff_t class = 0; class < h->classes; class ++) {
             float *at = h->logits + class * h->pitch + pixel;
             store(at, load(at) / sum);
+        }
+    }
+}
+
+/* The best class of every pixel of a line between two lines of logits: one class after the other, first between the two
+   lines, then between neighbours. */
+static void best_resized(const resize_t *r) {
+    const ivec zero = {0};
+    for (ptrdiff_t class = 0; class < r->classes; class ++) {
+        const float *above = r->above + class * r->pitch, *below = r->below + class * r->pitch;
+        for (ptrdiff_t x = 0; x < r->width; x += LANES) {
+            const vec top = load(above + x);
+            store(r->line + x, fmadd(splat(r->down), load(below + x) - top, top));
+        }
+        for (ptrdiff_t x = 0; x < r->out_width; x += LANES) {
+            const vec left = gather(r->line, r->left + x);
+            const ivec rank = rank_of(fmadd(load(r->across + x), gather(r->line, r->right + x) - left, left));
+            ivec most, label;
+            memcpy(&most, r->ranks + x, sizeof most);
+            memcpy(&label, r->labels + x, sizeof label);
+            const ivec better = class == 0 ? ~zero : rank > most;
+            most = choose(better, rank, most);
+            label = choose(better, zero + (int32_t)class, label);
+            memcpy(r->ranks + x, &most, sizeof most);
+            memcpy(r->labels + x, &label, sizeof label);
         }
     }
 }

@@ -33,15 +33,7 @@ typedef struct {
 } activation_t;
 
 /* What an array of pixels may hold; all but float32 is widened exactly when it is packed. */
-enum element_kind {
-    KIND_FLOAT32,
-    KIND_UINT8,
-    KIND_INT8,
-    KIND_UINT16,
-    KIND_INT16,
-    KIND_FLOAT16,
-    KIND_BFLOAT16
-};
+enum element_kind { KIND_FLOAT32, KIND_UINT8, KIND_INT8, KIND_UINT16, KIND_INT16, KIND_FLOAT16, KIND_BFLOAT16 };
 
 /* One register tile's work. Operand `a` is broadcast (rows), operand `b` is loaded as vectors (lanes). */
 typedef struct {
@@ -52,9 +44,9 @@ typedef struct {
     float *partial;           /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
     const char *ahead;        /* a panel shaped like b that will be wanted later: fetched along the way */
     ptrdiff_t ahead_step;
-    char *y;            /* last: where bias + clip(sum) goes, or NULL to leave the sum in `partial` */
-    ptrdiff_t y_step;   /* bytes from row to row; lanes are contiguous */
-    const float *bias;  /* one per row, or one per lane */
+    char *y;           /* last: where bias + clip(sum) goes, or NULL to leave the sum in `partial` */
+    ptrdiff_t y_step;  /* bytes from row to row; lanes are contiguous */
+    const float *bias; /* one per row, or one per lane */
     int bias_on_lanes;
     float low, high; /* the clip; -inf and inf for none */
 } tile_t;
@@ -68,9 +60,9 @@ typedef struct {
     ptrdiff_t step, channel_step; /* bytes: from pixel to pixel, from channel to channel */
     ptrdiff_t count, depth;       /* pixels, channels */
     float *dst;
-    ptrdiff_t width; /* pixels side by side in a panel */
-    ptrdiff_t panel; /* floats from a panel to the next one */
-    ptrdiff_t at;    /* the first pixel's place in dst */
+    ptrdiff_t width;            /* pixels side by side in a panel */
+    ptrdiff_t panel;            /* floats from a panel to the next one */
+    ptrdiff_t at;               /* the first pixel's place in dst */
     const float *scale, *shift; /* one per channel, or NULL */
     activation_t activation;
 } pack_t;
@@ -94,11 +86,23 @@ typedef struct {
     float *values;
 } head_t;
 
+/* One line of labels of bilinearly resized logits, from the two lines of logits around it; see head.h. */
+typedef struct {
+    const float *above, *below;      /* [class][x] */
+    ptrdiff_t pitch, classes, width; /* pitch: floats from class to class; width: of these lines */
+    float down;                      /* how far the line lies from above to below */
+    ptrdiff_t out_width;
+    const int32_t *left, *right; /* for every x of the result: the x on both sides, and how far it lies between */
+    const float *across;
+    float *line;             /* scratch for one line of logits */
+    int32_t *ranks, *labels; /* scratch and result */
+} resize_t;
+
 typedef struct {
     const char *name;
-    int lanes;                  /* float32 lanes of a vector */
-    int fused;                  /* multiplies and adds with one rounding */
-    int rows[MAX_VECTORS + 1];  /* tallest tile for each number of vectors; 0: no such tile */
+    int lanes;                 /* float32 lanes of a vector */
+    int fused;                 /* multiplies and adds with one rounding */
+    int rows[MAX_VECTORS + 1]; /* tallest tile for each number of vectors; 0: no such tile */
     /* [0]: a[row + channel * a_step] (panels, channels-first maps); [1]: a[row * a_step + channel] (channels-last) */
     tile_kernel kernel[2][MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*pack)(const pack_t *);      /* dst[panel][channel][pixel] */
@@ -106,10 +110,11 @@ typedef struct {
     void (*finish)(const finish_t *);
     void (*best)(const head_t *);
     void (*softmax)(const head_t *);
+    void (*best_resized)(const resize_t *);
     /* dst[i * d_row + j * d_lane] = src[...] for i < rows, j < lanes; steps in bytes */
     void (*copy)(char *dst, ptrdiff_t d_row, ptrdiff_t d_lane, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
                  ptrdiff_t rows, ptrdiff_t lanes);
-    double (*fma_chain)(long turns);                             /* returns floating-point operations done */
+    double (*fma_chain)(long turns);                                     /* returns floating-point operations done */
     double (*sweep)(int kind, char *dst, const char *src, size_t bytes); /* returns something that depends on all */
 } isa_t;
 

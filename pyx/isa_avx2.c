@@ -1,5 +1,6 @@
 /* AVX2 and FMA: 16 registers of 8 lanes. */
 #include <immintrin.h>
+#include <stdint.h>
 
 #define LANES 8
 #define VEC_REGISTER "x"
@@ -29,6 +30,10 @@ static inline vec interleave_low(vec a, vec b) {
 
 static inline vec interleave_high(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+
+static inline vec gather(const float *from, const int32_t *index) {
+    return _mm256_i32gather_ps(from, _mm256_loadu_si256((const __m256i *)index), sizeof(float));
 }
 
 #include "isa_table.h"

@@ -1,5 +1,6 @@
 /* AVX-512 F, BW, DQ, VL: 32 registers of 16 lanes. */
 #include <immintrin.h>
+#include <stdint.h>
 
 #define LANES 16
 #define VEC_REGISTER "v"
@@ -31,6 +32,10 @@ static inline vec interleave_low(vec a, vec b) {
 static inline vec interleave_high(vec a, vec b) {
     const __m512i order = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     return _mm512_permutex2var_ps(a, order, b);
+}
+
+static inline vec gather(const float *from, const int32_t *index) {
+    return _mm512_i32gather_ps(_mm512_loadu_si512(index), from, sizeof(float));
 }
 
 #include "isa_table.h"

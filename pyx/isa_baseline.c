@@ -1,5 +1,6 @@
 /* What every x86-64 has: SSE2, 16 registers of 4 lanes, no FMA, so results differ in the last bits from the others. */
 #include <emmintrin.h>
+#include <stdint.h>
 
 #define LANES 4
 #define VEC_REGISTER "x"
@@ -29,6 +30,10 @@ static inline vec interleave_low(vec a, vec b) {
 
 static inline vec interleave_high(vec a, vec b) {
     return _mm_unpackhi_ps(a, b);
+}
+
+static inline vec gather(const float *from, const int32_t *index) {
+    return (vec){from[index[0]], from[index[1]], from[index[2]], from[index[3]]};
 }
 
 #include "isa_table.h"

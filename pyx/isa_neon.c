@@ -1,5 +1,6 @@
 /* AArch64 NEON: 32 registers of 4 lanes. */
 #include <arm_neon.h>
+#include <stdint.h>
 
 #define LANES 4
 #define VEC_REGISTER "w"
@@ -30,6 +31,10 @@ static inline vec interleave_low(vec a, vec b) {
 
 static inline vec interleave_high(vec a, vec b) {
     return (vec)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
+}
+
+static inline vec gather(const float *from, const int32_t *index) {
+    return (vec){from[index[0]], from[index[1]], from[index[2]], from[index[3]]};
 }
 
 #include "isa_table.h"

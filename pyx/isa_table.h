@@ -9,12 +9,12 @@
 
 #include "ceilings.h"
 
-#define TILE_KERNELS(ROWS, VECTORS)                                          \
-    static void tile_panel_##ROWS##x##VECTORS(const tile_t *t) {             \
-        tile(t, ROWS, VECTORS, 0);                                           \
-    }                                                                        \
-    static void tile_rowwise_##ROWS##x##VECTORS(const tile_t *t) {           \
-        tile(t, ROWS, VECTORS, 1);                                           \
+#define TILE_KERNELS(ROWS, VECTORS)                                \
+    static void tile_panel_##ROWS##x##VECTORS(const tile_t *t) {   \
+        tile(t, ROWS, VECTORS, 0);                                 \
+    }                                                              \
+    static void tile_rowwise_##ROWS##x##VECTORS(const tile_t *t) { \
+        tile(t, ROWS, VECTORS, 1);                                 \
     }
 #define PANEL_ENTRY(ROWS, VECTORS) [0][VECTORS][ROWS] = tile_panel_##ROWS##x##VECTORS,
 #define ROWWISE_ENTRY(ROWS, VECTORS) [1][VECTORS][ROWS] = tile_rowwise_##ROWS##x##VECTORS,
@@ -28,19 +28,20 @@
 
 TILES(TILE_KERNELS)
 
-#define ISA_RECORD(NAME, FUSED, ...)                \
-    {                                               \
-        .name = NAME,                               \
-        .lanes = LANES,                             \
-        .fused = FUSED,                             \
-        .rows = {__VA_ARGS__},                      \
+#define ISA_RECORD(NAME, FUSED, ...)                         \
+    {                                                        \
+        .name = NAME,                                        \
+        .lanes = LANES,                                      \
+        .fused = FUSED,                                      \
+        .rows = {__VA_ARGS__},                               \
         .kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}, \
-        .pack = pack,                               \
-        .pack_rows = pack_rows,                     \
-        .finish = finish,                           \
-        .best = best,                               \
-        .softmax = softmax,                         \
-        .copy = copy,                               \
-        .fma_chain = fma_chain,                     \
-        .sweep = sweep,                             \
+        .pack = pack,                                        \
+        .pack_rows = pack_rows,                              \
+        .finish = finish,                                    \
+        .best = best,                                        \
+        .softmax = softmax,                                  \
+        .best_resized = best_resized,                        \
+        .copy = copy,                                        \
+        .fma_chain = fma_chain,                              \
+        .sweep = sweep,                                      \
     }

@@ -1,8 +1,8 @@
 # How a layer is computed for one shape: chosen once by a small cost model, then only walked.
 #
-# Every layer is a product of two sides, pixels and out channels. One of them lies along the vectors (lanes), the other one
-# is broadcast (rows); a tile is some rows times some lanes. A unit of work is one block of pixels times one block of out
-# channels (of one group, of one span of images).
+# Every layer is a product of two sides, pixels and out channels. One of them lies along the vectors (lanes), the other
+# is broadcast (rows); a tile is some rows times some lanes. A unit of work is one block of pixels times one block of
+# out channels (of one group, of one span of images).
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
@@ -43,7 +43,7 @@ cdef struct Plan:
 
 cdef struct Schedule:
     # How the work is cut up. Pixels and out channels of all groups in `pixel_blocks` x `parts` units for each span.
-    Py_ssize_t pixel_block, pixel_blocks
+    Py_ssize_t spans, pixel_block, pixel_blocks
     Py_ssize_t parts
     Py_ssize_t units
     int threads
@@ -215,6 +215,7 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     plan.out_blocks = best_outs
     s.pixel_block = block_pixels(plan, p.pixels, best_blocks)
     s.pixel_blocks = ceil_div(p.pixels, s.pixel_block)
+    s.spans = p.spans
     s.parts = p.groups * plan.out_blocks
     s.units = p.spans * s.pixel_blocks * s.parts
     s.threads = <int> min(threads, s.units)
