@@ -14,25 +14,13 @@ from typing import Any
 
 from pwconv import runtime
 from pwconv._limits import Machine, measure
-from pwconv._race import (
-    LAYOUTS,
-    MARGIN,
-    NETWORKS,
-    PEERS,
-    Operands,
-    Result,
-    compete,
-    elsewhere,
-    select,
-)
+from pwconv._race import LAYOUTS, MARGIN, NETWORKS, PEERS, Operands, Result, compete, elsewhere, select
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``python -m pwconv bench`` with these arguments and return the exit status of the process."""
     if runtime.resolve_backend("auto") != "native":
-        print(
-            "There is nothing to race: pwconv computes with NumPy here, not with its compiled engine.", file=sys.stderr
-        )
+        print("There is nothing to race: pwconv computes with NumPy here, without its engine.", file=sys.stderr)
         return 1
     options = parse(argv)
     try:
@@ -114,9 +102,8 @@ def run(options: argparse.Namespace) -> None:
     _progress()
     print("\n\n".join(introduction(options, machine)))
     print()
-    print(
-        line("layer", ["pwconv", "limit", "out=", "limit", *(PEERS[name].heading for name in options.peers), "ratio"])
-    )
+    headings = [PEERS[name].heading for name in options.peers]
+    print(line("layer", ["pwconv", "limit", "out=", "limit", *headings, "ratio"]))
     results = []
     for number, workload in enumerate(options.layers, 1):
         _progress(f"{number} of {len(options.layers)}: {workload}")
@@ -149,10 +136,11 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
     bandwidths = [f"{level.name} {level.read:.0f}/{level.write:.0f}/{level.copy:.0f}" for level in machine.levels]
     bare = [name for name in options.peers if PEERS[name].bare]
     paragraphs = [
-        f"pwconv {config['version']} ({options.isa}) against {peers}, {threads}, {options.layout}, bias and ReLU "
-        f"included, on {config['cpu']}, {config['platform']}, {config['python']}. Machines differ: these figures are "
-        "for this one, now.",
-        f"Measured just before: {machine.peak:.0f} GFLOP/s of FMAs; to read/write/copy {', '.join(bandwidths)} GB/s.",
+        f"pwconv {config['version']} ({options.isa}, {options.precision} precision) against {peers}, {threads}, "
+        f"{options.layout}, bias and ReLU included, on {config['cpu']}, {config['platform']}, {config['python']}. "
+        "Machines differ: these figures are for this one, now.",
+        f"Measured just before: {machine.peak:.0f} GFLOP/s of float32 FMAs; to read/write/copy "
+        f"{', '.join(bandwidths)} GB/s.",
         f"GFLOP/s, medians of {options.rounds} rounds in rotating order. limit: the share of what FMAs and bandwidths "
         "allow. out=: into a given buffer. ratio: how many times as fast as the best peer.",
     ]
