@@ -279,7 +279,7 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
 
 
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
-    """All tiles of a block, for some of its channels: a panel of lanes stays in the first cache, rows stream past it."""
+    """All tiles of a block, for some of its channels: a panel of lanes stays in the first cache, rows stream by."""
     cdef const Plan* p = &t.plan
     cdef const isa_t* isa = p.isa
     cdef bint on_lanes = p.pixels_on_lanes

@@ -1,0 +1,141 @@
+# The machine as the engine sees it: instruction sets, caches, threads, and how fast it could be.
+
+cdef int thread_setting = 1
+cdef int busy_threads = 0          # threads of all calls under way, the callers' own included; guarded by the GIL
+
+
+cdef bint had_team = False         # has a call used more than one thread?
+cdef bint serial = False           # in a child of such a process OpenMP's team is gone, and waiting for it would hang
+
+
+cdef inline int free_threads(int allowed) noexcept:
+    """So many threads of those allowed are not busy with other calls; who finds none free runs alone."""
+    return 1 if serial else max(1, allowed - busy_threads)
+
+
+def after_fork_in_child():
+    """Puts in order what other threads of the parent may have held."""
+    global busy_threads, serial
+    busy_threads = 0
+    serial = had_team
+    idle_memory.clear()
+
+
+cdef int threads_for(object num_threads) noexcept:
+    """How many threads a call may use; 0 if the argument is not plainly good."""
+    cdef Py_ssize_t wanted
+    if num_threads is None:
+        return min(thread_setting, omp_get_max_threads())
+    if not PyLong_CheckExact(num_threads) or not 1 <= num_threads < 1 << 30:
+        return 0
+    wanted = num_threads
+    return <int> min(wanted, 1024)
+
+
+cdef int active_isa = 0
+cdef size_t[4] cache_bytes
+
+
+def isa_built():
+    """Names of the instruction sets in this build, slowest first."""
+    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count())])
+
+
+def isa_supported(facts=None):
+    """Those of them that this machine has; or one with other facts (CPUID 1 ECX, CPUID 7 EBX, XCR0)."""
+    cdef cpu_facts_t f = pwconv_cpu_facts()
+    if facts is not None:
+        f.leaf1_ecx, f.leaf7_ebx, f.xcr0 = facts
+    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
+
+
+def isa_active():
+    """The name of the instruction set in use."""
+    return pwconv_isa(active_isa).name.decode()
+
+
+def set_isa(name):
+    """Uses the named instruction set from now on. ValueError if it is not supported here."""
+    global active_isa
+    if name not in isa_supported():
+        raise ValueError(f"instruction set {name!r} is not supported here; there are {', '.join(isa_supported())}")
+    active_isa = isa_built().index(name)
+
+
+def set_thread_setting(int n):
+    """How many threads a call without num_threads may use, OpenMP's maximum permitting."""
+    global thread_setting
+    thread_setting = n
+
+
+def get_threads():
+    """How many threads a call without num_threads may use now."""
+    return threads_for(None)
+
+
+def openmp():
+    """Is OpenMP in this build, which version (its date), and how many threads does it offer the calling thread?"""
+    return {"enabled": PWCONV_OPENMP > 0, "version": PWCONV_OPENMP, "max_threads": omp_get_max_threads()}
+
+
+def compiler():
+    """The compiler of this build."""
+    return pwconv_compiler().decode()
+
+
+def caches():
+    """Bytes of a core's data caches as plans assume them."""
+    return {"l1d": cache_bytes[1], "l2": cache_bytes[2], "l3": cache_bytes[3]}
+
+
+def fma_peak(str isa, double seconds):
+    """GFLOP/s of one core that does nothing but independent FMAs: the best of what fits into `seconds`."""
+    cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
+    cdef double best = 0.0, operations, start, end
+    cdef double stop = time.perf_counter() + seconds
+    cdef long turns = 200000
+    while True:
+        start = time.perf_counter()
+        with nogil:
+            operations = set.fma_chain(turns)
+        end = time.perf_counter()
+        best = max(best, operations / (end - start))
+        if end > stop:
+            return best * 1e-9
+
+
+def bandwidth(str isa, str kind, size_t nbytes, double seconds):
+    """GB/s of one core that reads, writes or copies `nbytes` again and again: the best of what fits into `seconds`."""
+    cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
+    cdef int code = ("read", "write", "copy").index(kind)
+    cdef double best = 0.0, start, end
+    cdef double stop = time.perf_counter() + seconds
+    cdef size_t round_bytes = max(<size_t> 1, nbytes // 512) * 512
+    cdef size_t repeat = 1 + (1 << 22) // round_bytes, _turn
+    cdef Memory source = Memory(), target = Memory()
+    source.reserve(round_bytes)
+    memset(source.data, 0, round_bytes)
+    target.reserve(round_bytes)
+    memset(target.data, 0, round_bytes)
+    while True:
+        start = time.perf_counter()
+        with nogil:
+            for _turn in range(repeat):
+                set.sweep(code, target.data, source.data, round_bytes)
+        end = time.perf_counter()
+        best = max(best, <double> round_bytes * repeat / (end - start))
+        if end > stop:
+            return best * 1e-9
+
+
+cdef int start_up() except -1:
+    cdef size_t usual[4]
+    cdef int level
+    usual[:] = [0, 32 << 10, 512 << 10, 0]
+    for level in range(1, 4):
+        cache_bytes[level] = pwconv_cache_bytes(level) or usual[level]
+    *_, best = isa_supported()
+    set_isa(best)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after_fork_in_child)
+    return 0
