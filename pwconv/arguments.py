@@ -10,6 +10,7 @@ import operator
 import string
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,20 +52,29 @@ class Spec(NamedTuple):
     backend: str
 
 
-class Call(NamedTuple):
-    """A checked call: float32 arrays of the right shapes, nothing left to the rank of `x`."""
+class Shapes(NamedTuple):
+    """What a layer makes of maps of given shapes: layouts in letters, a stride per spatial axis, the result's shape."""
 
-    x: Float32Array
     layout: str
     out_layout: str
     stride: tuple[int, ...]
     out_shape: tuple[int, ...]
-    input_scale: Float32Array | None
-    input_shift: Float32Array | None
-    output_scale: Float32Array | None
-    residual: Float32Array | None
-    out: Float32Array | None
-    num_threads: int | None
+
+
+class Call(NamedTuple):
+    """A checked call: arrays of the right shapes, float32 but for `x`, and nothing left to the rank of `x`."""
+
+    x: NDArray[Any] | list[NDArray[Any]]
+    layout: str
+    out_layout: str
+    stride: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    input_scale: Float32Array | None = None
+    input_shift: Float32Array | None = None
+    output_scale: Float32Array | None = None
+    residual: Float32Array | None = None
+    out: Float32Array | None = None
+    num_threads: int | None = None
 
 
 # Constructor arguments ------------------------------------------------------------------------------------------------
@@ -257,53 +267,28 @@ def check_call(
     Raises TypeError for types and dtypes, ValueError for shapes, layouts and overlaps, MemoryError for a result that
     no address space can hold. Each names the argument, what was expected, and what came.
     """
-    array = float32_array(x, "x")
-    layout, out_layout, stride = resolve_rank(spec, array.ndim)
+    maps = _maps(x)
+    shapes = resolve_shapes(spec, weight_shape, tuple(array.shape for array in maps.values()))
     out_channels, in_channels = weight_shape[0], weight_shape[1] * spec.groups
-
-    sizes = dict(zip(layout, array.shape, strict=True))
-    if sizes["C"] != in_channels:
-        raise ValueError(
-            f"x must have {in_channels} channels on axis {layout.index('C')} of layout {layout!r}, "
-            f"as weight and groups={spec.groups} say, got shape {array.shape}"
-        )
-    sizes["C"] = out_channels
-    for letter, step in zip(_spatial(layout), stride, strict=True):
-        sizes[letter] = -(-sizes[letter] // step)
-    out_shape = tuple(sizes[letter] for letter in out_layout)
-    batch = sizes.get("N", 1)
-
+    batch = shapes.out_shape[shapes.out_layout.index("N")] if "N" in shapes.out_layout else 1
     call = Call(
-        x=array,
-        layout=layout,
-        out_layout=out_layout,
-        stride=stride,
-        out_shape=out_shape,
+        list(maps.values()) if isinstance(x, list | tuple) else maps["x"],
+        *shapes,
         input_scale=_per_channel(input_scale, "input_scale", batch, in_channels),
         input_shift=_per_channel(input_shift, "input_shift", batch, in_channels),
         output_scale=_per_channel(output_scale, "output_scale", batch, out_channels),
-        residual=None if residual is None else _shaped(residual, "residual", out_layout, out_shape),
-        out=None if out is None else _shaped(out, "out", out_layout, out_shape),
-        num_threads=None if num_threads is None else positive_int(num_threads, "num_threads"),
+        residual=_shaped(residual, "residual", shapes),
+        out=_shaped(out, "out", shapes),
+        num_threads=_threads(num_threads),
     )
-    if call.out is None:
-        # As NumPy counts: no axis may be beyond addresses, even if another one is empty.
-        if math.prod(size or 1 for size in out_shape) > sys.maxsize // array.itemsize:
-            raise MemoryError(f"a result of shape {out_shape} does not fit into memory")
-    else:
-        _check_out(call.out, out)
-        readable = {
-            "x": array,
-            "weight": weight,
-            "bias": bias,
-            "input_scale": input_scale,
-            "input_shift": input_shift,
-            "output_scale": output_scale,
-            "residual": None if call.residual is None or _same_elements(call.out, call.residual) else call.residual,
-        }
-        for name, other in readable.items():
-            if other is not None and _share_memory(call.out, _array(other, name)):
-                raise ValueError(f"out must not share memory with {name}")
+    readable = maps | {
+        "weight": weight,
+        "bias": bias,
+        "input_scale": input_scale,
+        "input_shift": input_shift,
+        "output_scale": output_scale,
+    }
+    check_result(call.out, out, "out", shapes.out_shape, readable, call.residual)
     return call
 
 
@@ -318,6 +303,28 @@ def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any, num_threa
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape must not be negative, got {sizes}")
     return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes), num_threads=num_threads)
+
+
+@lru_cache(maxsize=1024)
+def resolve_shapes(spec: Spec, weight_shape: tuple[int, int], shapes: tuple[tuple[int, ...], ...]) -> Shapes:
+    """Return what a layer makes of an `x` of this shape, or of a list `x` of several."""
+    layout, out_layout, stride = resolve_rank(spec, len(shapes[0]))
+    axis = layout.index("C")
+    for i, shape in enumerate(shapes):
+        if shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]:
+            raise ValueError(
+                f"x[{i}] must have the shape {shapes[0]} of x[0], but for axis {axis} of layout {layout!r}, got {shape}"
+            )
+    in_channels = weight_shape[1] * spec.groups
+    if sum(shape[axis] for shape in shapes) != in_channels:
+        raise ValueError(
+            f"x must have {in_channels} channels on axis {axis} of layout {layout!r}, as weight and "
+            f"groups={spec.groups} say, got shape{'s' * (len(shapes) > 1)} {', '.join(map(str, shapes))}"
+        )
+    sizes = dict(zip(layout, shapes[0], strict=True)) | {"C": weight_shape[0]}
+    for letter, step in zip(_spatial(layout), stride, strict=True):
+        sizes[letter] = -(-sizes[letter] // step)
+    return Shapes(layout, out_layout, stride, tuple(sizes[letter] for letter in out_layout))
 
 
 def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
@@ -371,26 +378,72 @@ def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Arr
     return np.ascontiguousarray(array)
 
 
-def _shaped(value: Any, name: str, layout: str, shape: tuple[int, ...]) -> Float32Array:
+def _shaped(value: Any, name: str, shapes: Shapes) -> Float32Array | None:
+    if value is None:
+        return None
     array = float32_array(value, name)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} (layout {layout!r}), got {array.shape}")
+    if array.shape != shapes.out_shape:
+        raise ValueError(f"{name} must have shape {shapes.out_shape} (layout {shapes.out_layout!r}), got {array.shape}")
     return array
 
 
-def _check_out(array: Float32Array, given: Any) -> None:
+def _threads(num_threads: Any) -> int | None:
+    return None if num_threads is None else positive_int(num_threads, "num_threads")
+
+
+def check_result(
+    array: NDArray[Any] | None,
+    given: Any,
+    name: str,
+    shape: tuple[int, ...],
+    readable: dict[str, Any],
+    residual: Float32Array | None = None,
+) -> None:
+    """Check that a result of this shape can be made, or written to `array`, which was `given` for it.
+
+    `array` must reach each of its elements once and none that is `readable`; only a `residual` may be `array` itself.
+    """
+    if array is None:
+        # As NumPy counts: no axis may be beyond addresses, even if another one is empty.
+        if math.prod(size or 1 for size in shape) > sys.maxsize // np.dtype(np.float32).itemsize:
+            raise MemoryError(f"a result of shape {shape} does not fit into memory")
+        return
     # An object's __array__ may hand out a copy each time: what is written there would be lost.
-    if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, _array(given, "out")):
-        raise TypeError(f"out must be an array whose memory NumPy can share, got {_kind(given)}")
+    if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, _array(given, name)):
+        raise TypeError(f"{name} must be an array whose memory NumPy can share, got {_kind(given)}")
     if not array.flags.writeable:
-        raise ValueError("out must be writable, got a read-only array")
+        raise ValueError(f"{name} must be writable, got a read-only array")
     if _overlaps_itself(array):
         raise ValueError(
-            f"out must reach every element once, got shape {array.shape} with strides {array.strides} in bytes"
+            f"{name} must reach every element once, got shape {array.shape} with strides {array.strides} in bytes"
         )
+    if residual is not None and not _same_elements(array, residual):
+        readable = readable | {"residual": residual}
+    for other_name, other in readable.items():
+        if other is not None and _share_memory(array, _array(other, other_name)):
+            raise ValueError(f"{name} must not share memory with {other_name}")
 
 
 # Arrays and their memory ----------------------------------------------------------------------------------------------
+
+
+_NUMBERS = tuple(map(np.dtype, ("float32", "uint8", "int8", "uint16", "int16", "float16")))
+
+
+def _maps(x: Any) -> dict[str, NDArray[Any]]:
+    """View `x`, or each map of the list that it is, as an array, by the name that messages give it."""
+    values = {f"x[{i}]": value for i, value in enumerate(x)} if isinstance(x, list | tuple) else {"x": x}
+    if not values:
+        raise ValueError(f"x must be an array or a list of at least one, got an empty {_kind(x)}")
+    maps = {name: _array(value, name) for name, value in values.items()}
+    for name, array in maps.items():
+        # The name stands for a dtype of ml_dtypes, which may be missing.
+        if array.dtype not in _NUMBERS and array.dtype.name != "bfloat16":
+            raise TypeError(
+                f"{name} must be {', '.join(map(str, _NUMBERS))} or bfloat16, got {array.dtype}: "
+                f"convert it with {name}.astype(numpy.float32)"
+            )
+    return maps
 
 
 def float32_array(value: Any, name: str) -> Float32Array:

@@ -44,12 +44,14 @@ def pointwise_conv(
         y[n, o, p] = activation(output_scale[n, o] * (sum_i weight[o, i] * u[n, i, p] + bias[o]) + residual[n, o, p])
         u[n, i, p] = input_activation(input_scale[n, i] * x[n, i, p] + input_shift[n, i])
 
-    Arrays are float32 NumPy arrays with any strides, or objects that NumPy views as such without a copy. Nothing is
-    written to except `out`.
+    Arrays are float32 NumPy arrays with any strides, or objects that NumPy views as such without a copy; `x` may hold
+    uint8, int8, uint16, int16, float16 or bfloat16 (ml_dtypes) as well, which are widened exactly on the way. Nothing
+    is written to except `out`.
 
     Parameters
     ----------
-    x : float32, one axis per letter of `layout`.
+    x : float32 or a narrower number, one axis per letter of `layout`; or a list of maps that agree in all but their
+        channels and dtypes: the result is that of their concatenation along C, which is never built.
     weight : float32, shape (C_out, C_in // groups), with any trailing axes of length 1 (PyTorch, ONNX).
     bias : float32, shape (C_out,).
     stride : int, or one per spatial axis in the order of `layout`. Every stride-th pixel is computed, from the first.

@@ -104,7 +104,7 @@ def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = Non
     sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
     pixels = math.prod(size for letter, size in sizes.items() if letter not in "NC")
     block = (len(matrix) // spec.groups, matrix.shape[1])
-    return Plan(call.x.shape, call.out_shape, sizes.get("N", 1) * spec.groups, block, pixels)
+    return Plan(np.shape(call.x), call.out_shape, sizes.get("N", 1) * spec.groups, block, pixels)
 
 
 class Layer:
@@ -144,8 +144,9 @@ def _compute(
     def per_channel(values: Float32Array) -> Float32Array:
         return np.atleast_2d(values)[(..., *[np.newaxis] * len(call.stride))]
 
-    x = _ordered(call.x, call.layout, axes)
-    x = x[(slice(None), slice(None), *(slice(None, None, step) for step in call.stride))].astype(dtype)
+    steps = (slice(None), slice(None), *(slice(None, None, step) for step in call.stride))
+    maps = call.x if isinstance(call.x, list) else [call.x]
+    x = np.concatenate([_ordered(part, call.layout, axes)[steps].astype(dtype) for part in maps], axis=1)
     if call.input_scale is not None:
         x = per_channel(call.input_scale) * x
     if call.input_shift is not None:

@@ -84,29 +84,27 @@ def ones(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
 
 
-def dtype_errors(name, *shape):
-    """Every wrong dtype of one argument."""
-    return {
-        f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32, got {dtype}")
-        for dtype in ("float64", "complex64", "bool", "int64", "object", ">f4")
-    }
-
-
 def array_errors(name):
     """Everything that is no array, for one argument."""
-    wrong = {
-        "number": 1.5,
-        "str": "text",
-        "list": [1.0, 2.0],
-        "tuple": (1.0, 2.0),
-        "bytes": b"\0\0\0\0",
-        "object": object(),
-    }
-    messages = {"bytes": "got uint8"}
+    wrong = {"number": 1.5, "str": "text", "object": object()}
     return {
-        f"{name} {kind}": ({name: value}, TypeError, rf"^{name} must be .*{messages.get(kind, type(value).__name__)}")
+        f"{name} {kind}": ({name: value}, TypeError, rf"^{name} must be .*got {type(value).__name__}")
         for kind, value in wrong.items()
     } | {f"{name} on a graph": ({name: RecordsGradients()}, TypeError, rf"^{name} must be .*use {name}\.detach\(\)$")}
+
+
+def float32_errors(name, *shape):
+    """What else is wrong for an argument that is one float32 array of this shape."""
+    return {
+        **array_errors(name),
+        f"{name} list": ({name: [1.0, 2.0]}, TypeError, rf"^{name} must be a float32 array, got list$"),
+        f"{name} tuple": ({name: (1.0, 2.0)}, TypeError, rf"^{name} must be a float32 array, got tuple$"),
+        f"{name} bytes": ({name: b"\0\0\0\0"}, TypeError, rf"^{name} must be float32, got uint8"),
+        **{
+            f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32, got {dtype}")
+            for dtype in ("float64", "float16", "complex64", "bool", "int64", "object", ">f4")
+        },
+    }
 
 
 def int_errors(name):
@@ -159,7 +157,41 @@ def activation_errors(name):
 ERRORS = {
     # x
     **array_errors("x"),
-    **dtype_errors("x", 2, 6, 5, 7),
+    **{
+        f"x {dtype}": (
+            {"x": np.zeros((2, 6, 5, 7), dtype)},
+            TypeError,
+            rf"^x must be float32, uint8, int8, uint16, int16, float16 or bfloat16, got {dtype}: .*x\.astype",
+        )
+        for dtype in ("float64", "complex64", "bool", "uint32", "int64", "object", ">f4", ">i2", ">f2")
+    },
+    "x bytes": ({"x": b"\0\0\0\0"}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 1$"),
+    "x list of numbers": ({"x": [1.0, 2.0]}, TypeError, r"^x\[0\] must be a float32 array, got float"),
+    "x nested list": ({"x": [ones(2, 6, 5, 7), [ones(2, 6, 5, 7)]]}, TypeError, r"^x\[1\] must be .*, got list$"),
+    "x list of arrays on a graph": ({"x": [RecordsGradients()]}, TypeError, r"^x\[0\] must .*use x\[0\]\.detach\(\)$"),
+    "x list with a wrong dtype": (
+        {"x": [ones(2, 3, 5, 7), ones(2, 3, 5, 7, dtype=np.int32)]},
+        TypeError,
+        r"^x\[1\] must be float32, uint8, .* got int32: convert it with x\[1\]\.astype",
+    ),
+    "x empty list": ({"x": []}, ValueError, r"^x must be an array or a list of at least one, got an empty list$"),
+    "x empty tuple": ({"x": ()}, ValueError, r"^x must be an array or a list of at least one, got an empty tuple$"),
+    "x generator": ({"x": (ones(2, 6, 5, 7) for _ in "x")}, TypeError, r"^x must be a float32 array, got generator"),
+    "x maps of two sizes": (
+        {"x": [ones(2, 3, 5, 7), ones(2, 3, 5, 6)]},
+        ValueError,
+        r"^x\[1\] must have the shape \(2, 3, 5, 7\) of x\[0\], but for axis 1 .*, got \(2, 3, 5, 6\)$",
+    ),
+    "x maps of two ranks": (
+        {"x": [ones(2, 3, 5, 7), ones(2, 3, 5)]},
+        ValueError,
+        r"^x\[1\] must have the shape \(2, 3, 5, 7\) of x\[0\], .*got \(2, 3, 5\)$",
+    ),
+    "x maps with too many channels": (
+        {"x": [ones(2, 3, 5, 7), ones(2, 4, 5, 7)]},
+        ValueError,
+        r"^x must have 6 channels on axis 1 .* say, got shapes \(2, 3, 5, 7\), \(2, 4, 5, 7\)$",
+    ),
     "x None": ({"x": None}, TypeError, r"^x must be a float32 array, got NoneType"),
     "x on another device": ({"x": Refuses()}, TypeError, r"^x must be .*got Refuses \(it lives on another device\)$"),
     "x no axis": ({"x": np.float32(1)}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 0$"),
@@ -176,8 +208,7 @@ ERRORS = {
         r"^x must have 6 channels on axis 3 of layout 'NHWC', .*got shape \(2, 6, 5, 7\)$",
     ),
     # weight and bias
-    **array_errors("weight"),
-    **dtype_errors("weight", 4, 3),
+    **float32_errors("weight", 4, 3),
     "weight None": ({"weight": None}, TypeError, r"^weight must be a float32 array, got NoneType"),
     "weight vector": ({"weight": ones(12)}, ValueError, r"^weight must have shape \(C_out, .*got shape \(12,\)$"),
     "weight 3x3": ({"weight": ones(4, 3, 3, 3)}, ValueError, r"^weight must have shape .*got shape \(4, 3, 3, 3\)$"),
@@ -187,8 +218,7 @@ ERRORS = {
         ValueError,
         r"^weight must have shape \(\.\.\., 1, C_in // groups, C_out\) for weight_layout='IO'.*got .*\(4, 3, 1, 1\)$",
     ),
-    **array_errors("bias"),
-    **dtype_errors("bias", 4),
+    **float32_errors("bias", 4),
     "bias length": ({"bias": ones(5)}, ValueError, r"^bias must have shape \(C_out,\) = \(4,\), got \(5,\)$"),
     "bias column": ({"bias": ones(4, 1)}, ValueError, r"^bias must have shape \(C_out,\) = \(4,\), got \(4, 1\)$"),
     # stride and groups
@@ -261,8 +291,7 @@ ERRORS = {
         case: error
         for name, channels in (("input_scale", 6), ("input_shift", 6), ("output_scale", 4))
         for case, error in {
-            **array_errors(name),
-            **dtype_errors(name, channels),
+            **float32_errors(name, channels),
             **{
                 f"{name} of shape {shape}": (
                     {name: ones(*shape)},
@@ -274,8 +303,7 @@ ERRORS = {
         }.items()
     },
     # residual and out
-    **array_errors("residual"),
-    **dtype_errors("residual", *OUT_SHAPE),
+    **float32_errors("residual", *OUT_SHAPE),
     "residual shape": (
         {"residual": ones(2, 4, 5, 1)},
         ValueError,
@@ -286,8 +314,7 @@ ERRORS = {
         ValueError,
         r"^residual must have shape \(2, 5, 7, 4\) \(layout 'NHWC'\), got \(2, 4, 5, 7\)$",
     ),
-    **array_errors("out"),
-    **dtype_errors("out", *OUT_SHAPE),
+    **float32_errors("out", *OUT_SHAPE),
     "out shape": ({"out": ones(2, 4, 7, 5)}, ValueError, r"^out must have shape \(2, 4, 5, 7\) .*got \(2, 4, 7, 5\)$"),
     "out for another stride": (
         {"stride": (2, 3), "residual": None},
@@ -338,6 +365,17 @@ def test_out_may_not_share_memory_with_what_is_read(form, backend, name):
     with pytest.raises(ValueError, match=rf"^out must not share memory with {name}$"):
         form(backend, arguments)
     assert np.all(shared == 7)
+
+
+@backends
+@forms
+def test_out_may_not_share_memory_with_a_part_of_x(form, backend):
+    arguments = good_call(np.random.default_rng(2))
+    parts = [ones(2, 2, 5, 7, dtype=np.uint8), np.full((2, 4, 5, 7), 7, np.float32)]
+    arguments |= {"x": parts, "out": parts[1]}
+    with pytest.raises(ValueError, match=r"^out must not share memory with x\[1\]$"):
+        form(backend, arguments)
+    assert np.all(parts[1] == 7)
 
 
 @backends
