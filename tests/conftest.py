@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 # The forced instruction set is a function-scoped fixture that all examples of a test share on purpose.
 _COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Every change runs the same examples; ``--hypothesis-profile=long`` looks for new ones.
-settings.register_profile("short", _COMMON, max_examples=200, derandomize=True, database=None)
+settings.register_profile("short", _COMMON, max_examples=120, derandomize=True, database=None)
 settings.register_profile("long", _COMMON, max_examples=3000)
 settings.load_profile("short")
 

@@ -183,7 +183,7 @@ def pointwise(
     carried = contract(magnitude, bound)
     value = contract(matrix, a)
     reach = contract(magnitude, np.abs(a)) + carried
-    flushed = TINY * (contract(magnitude, np.ones_like(a)) + contract(np.ones_like(magnitude), np.abs(a)) + channels)
+    flushed = TINY * contract(magnitude + 1, np.abs(a) + 1)  # sum(|w| + |x| + 1), and TINY sum |w| |x| too much
     if bias is not None:
         value = value + broadcast(bias)
         reach = reach + np.abs(broadcast(bias))
@@ -309,8 +309,4 @@ def placements(shape: tuple[int, ...], channel_axis: int) -> dict[str, Placement
 
 def layouts(spatial: str, *, batch: bool = True) -> tuple[str, ...]:
     """Every layout of these spatial letters, N first where there is a batch."""
-    return tuple(
-        ("N" if batch else "") + "".join(rest)
-        for rest in itertools.permutations(f"C{spatial}")
-        if "".join(letter for letter in rest if letter != "C") == spatial
-    )
+    return tuple("N" * batch + "".join(rest) for rest in itertools.permutations(f"C{spatial}"))

@@ -207,9 +207,9 @@ def test_400_random_layers(isa):
     """No element of 400 layers is off by more than 1e-7 x (4 sqrt(K) + 8) of the layer's largest value."""
     rng = np.random.default_rng(400)
     for number in range(400):
-        groups = int(rng.choice((1, 1, 1, 2, 4)))
+        groups = int(rng.choice((1, 1, 1, 2, 3)))
         channels, outs = (int(rng.choice(EDGES)) for _ in range(2))
-        height, width = (int(size) for size in rng.integers(1, 13, 2))
+        height, width = (int(size) for size in rng.integers(1, 11, 2))
         layout = str(rng.choice(oracle.layouts("HW")))
         shape = tuple({"N": 2, "C": channels * groups, "H": height, "W": width}[letter] for letter in layout)
         options = {"groups": groups, "layout": layout, "stride": int(rng.integers(1, 3))}
@@ -243,12 +243,10 @@ def test_zero_times_infinity_is_nan_and_relu_keeps_it(isa, layout):
     x = np.ones((1, 8, 8, 8), np.float32)
     x[0, 3, 3, 3] = np.inf
     weight = np.zeros((8, 8), np.float32)
-    for activation in ("relu", "relu6", ("clip", -1.0, 1.0), "leaky_relu", "sigmoid", "gelu", "hardswish", None):
+    meets_infinity = np.isinf(x).any(axis=layout.index("C"), keepdims=True)
+    for activation in oracle.ACTIVATIONS:
         result = pwconv.pointwise_conv(x, weight, layout=layout, activation=activation)
-        inside = (0, 3, 3, slice(None)) if layout == "NHWC" else (0, slice(None), 3, 3)
-        reads_infinity = np.zeros(result.shape, bool)
-        reads_infinity[inside if layout == "NCHW" else (0, 3, 3)] = True
-        np.testing.assert_array_equal(np.isnan(result), reads_infinity)
+        np.testing.assert_array_equal(np.isnan(result), np.broadcast_to(meets_infinity, result.shape))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
