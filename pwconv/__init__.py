@@ -4,10 +4,12 @@ __version__ = "0.1.0"
 
 from pwconv import reference
 from pwconv.functional import pointwise_conv, verify
-from pwconv.layers import PointwiseConv
+from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 
 __all__ = [
+    "PointwiseBranches",
+    "PointwiseChain",
     "PointwiseConv",
     "__version__",
     "config",

@@ -9,7 +9,7 @@ import numbers
 import operator
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,7 +62,10 @@ class Shapes(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A checked call: arrays of the right shapes, float32 but for `x`, and nothing left to the rank of `x`."""
+    """A checked call: arrays of the right shapes, float32 but for `x`, and nothing left to the rank of `x`.
+
+    In a chain only the first layer has an `x`; for the others it is None, since nothing is known but its shape.
+    """
 
     x: NDArray[Any] | list[NDArray[Any]]
     layout: str
@@ -148,15 +151,20 @@ def parse_activation(value: ActivationLike, name: str) -> Activation:
 
 
 def positive_int(value: Any, name: str) -> int:
-    """Return an integer from 1 to `runtime.LARGEST_INT`; a bool is not a number here."""
+    """Return an integer from 1 to `runtime.LARGEST_INT`."""
+    return integer(value, name, 1, runtime.LARGEST_INT)
+
+
+def integer(value: Any, name: str, low: int, high: int) -> int:
+    """Return an integer from `low` to `high`; a bool is not a number here."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be an integer, got {_kind(value)}")
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {_kind(value)}") from None
-    if not 1 <= number <= runtime.LARGEST_INT:
-        raise ValueError(f"{name} must be from 1 to {runtime.LARGEST_INT}, got {number}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {number}")
     return number
 
 
@@ -268,11 +276,11 @@ def check_call(
     no address space can hold. Each names the argument, what was expected, and what came.
     """
     maps = _maps(x)
-    shapes = resolve_shapes(spec, weight_shape, tuple(array.shape for array in maps.values()))
+    shapes = resolve_shapes(spec, weight_shape, maps.shapes)
     out_channels, in_channels = weight_shape[0], weight_shape[1] * spec.groups
     batch = shapes.out_shape[shapes.out_layout.index("N")] if "N" in shapes.out_layout else 1
     call = Call(
-        list(maps.values()) if isinstance(x, list | tuple) else maps["x"],
+        maps.source,
         *shapes,
         input_scale=_per_channel(input_scale, "input_scale", batch, in_channels),
         input_shift=_per_channel(input_shift, "input_shift", batch, in_channels),
@@ -281,19 +289,25 @@ def check_call(
         out=_shaped(out, "out", shapes),
         num_threads=_threads(num_threads),
     )
-    readable = maps | {
+    readable = maps.named | {
         "weight": weight,
         "bias": bias,
         "input_scale": input_scale,
         "input_shift": input_shift,
         "output_scale": output_scale,
+        "residual": call.residual,
     }
-    check_result(call.out, out, "out", shapes.out_shape, readable, call.residual)
+    check_result(call.out, out, "out", shapes.out_shape, readable, in_place="residual")
     return call
 
 
 def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any, num_threads: Any = None) -> Call:
     """Check a call by the shape of `x` alone; the returned call holds an array of that shape without memory."""
+    return check_call(spec, weight_shape, array_of_shape(shape), num_threads=num_threads)
+
+
+def array_of_shape(shape: Any) -> Float32Array:
+    """Return an array of this shape that takes no memory."""
     if not isinstance(shape, list | tuple):
         raise TypeError(f"shape must be a tuple of integers, got {_kind(shape)}")
     try:
@@ -302,7 +316,7 @@ def check_shape(spec: Spec, weight_shape: tuple[int, int], shape: Any, num_threa
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape must not be negative, got {sizes}")
-    return check_call(spec, weight_shape, np.broadcast_to(np.float32(0), sizes), num_threads=num_threads)
+    return np.broadcast_to(np.float32(0), sizes)
 
 
 @lru_cache(maxsize=1024)
@@ -396,17 +410,16 @@ def check_result(
     given: Any,
     name: str,
     shape: tuple[int, ...],
-    readable: dict[str, Any],
-    residual: Float32Array | None = None,
+    readable: Mapping[str, Any],
+    in_place: str | None = None,
 ) -> None:
     """Check that a result of this shape can be made, or written to `array`, which was `given` for it.
 
-    `array` must reach each of its elements once and none that is `readable`; only a `residual` may be `array` itself.
+    `array` must reach each of its elements once and none that is `readable`; only what is named `in_place` may be
+    `array` itself.
     """
     if array is None:
-        # As NumPy counts: no axis may be beyond addresses, even if another one is empty.
-        if math.prod(size or 1 for size in shape) > sys.maxsize // np.dtype(np.float32).itemsize:
-            raise MemoryError(f"a result of shape {shape} does not fit into memory")
+        _check_size(shape)
         return
     # An object's __array__ may hand out a copy each time: what is written there would be lost.
     if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, _array(given, name)):
@@ -417,11 +430,120 @@ def check_result(
         raise ValueError(
             f"{name} must reach every element once, got shape {array.shape} with strides {array.strides} in bytes"
         )
-    if residual is not None and not _same_elements(array, residual):
-        readable = readable | {"residual": residual}
     for other_name, other in readable.items():
-        if other is not None and _share_memory(array, _array(other, other_name)):
+        if other is None or (other_name == in_place and _same_elements(array, other)):
+            continue
+        if _share_memory(array, _array(other, other_name)):
             raise ValueError(f"{name} must not share memory with {other_name}")
+
+
+def _check_size(shape: tuple[int, ...]) -> None:
+    # As NumPy counts: no axis may be beyond addresses, even if another one is empty.
+    if math.prod(size or 1 for size in shape) > sys.maxsize // np.dtype(np.float32).itemsize:
+        raise MemoryError(f"a result of shape {shape} does not fit into memory")
+
+
+# Several layers in one pass -------------------------------------------------------------------------------------------
+
+
+def parse_layers(layers: Any, kind: type, branched: bool) -> tuple[Any, ...]:
+    """Check that layers fit together: each of a chain takes what the one before gives, all branches take the same."""
+    if not isinstance(layers, list | tuple):
+        raise TypeError(f"layers must be a list of layers, got {_kind(layers)}")
+    if not layers:
+        raise ValueError("layers must hold at least one layer, got none")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, kind):
+            raise TypeError(f"layers[{i}] must be a {kind.__name__}, got {_kind(layer)}")
+    # Named layouts alone fit at every rank or at none.
+    ndim = next(filter(None, (_known_rank(layer.spec) for layer in layers)), 4)
+    wanted: tuple[int, str, tuple[int, ...]] | None = None
+    for i, layer in enumerate(layers):
+        try:
+            layout, out_layout, stride = resolve_rank(layer.spec, ndim)
+        except ValueError as error:
+            raise ValueError(f"layers[{i}] must fit the others: {error}") from None
+        given = (layer.in_channels, layout, stride)
+        if wanted not in (None, given):
+            raise ValueError(
+                f"layers[{i}] must have in_channels, layout and stride {wanted} to "
+                f"{'share the input of layers[0]' if branched else f'take the result of layers[{i - 1}]'}, got {given}"
+            )
+        wanted = given if branched else (layer.out_channels, out_layout, (1,) * len(stride))
+    return tuple(layers)
+
+
+def _known_rank(spec: Spec) -> int | None:
+    """Return the number of axes that a layer's maps have; None if it takes maps of any rank."""
+    for layout in (spec.layout, spec.out_layout):
+        if layout is not None and layout not in NAMED_LAYOUTS:
+            return len(layout)
+    return None if isinstance(spec.stride, int) else 2 + len(spec.stride)
+
+
+def check_chain(
+    layers: tuple[Any, ...],
+    x: Any,
+    residual: Any = None,
+    keep: Any = (),
+    out: Any = None,
+    num_threads: Any = None,
+) -> tuple[tuple[Call, ...], tuple[int, ...]]:
+    """Check a call of a chain; returns a call for each layer, of which only the first has an `x`, and what to keep."""
+    count = len(layers)
+    if not isinstance(residual, Mapping | None):
+        raise TypeError(f"residual must be a dict from numbers of layers to arrays, got {_kind(residual)}")
+    if not isinstance(keep, list | tuple):
+        raise TypeError(f"keep must be a tuple of numbers of layers, got {_kind(keep)}")
+    residuals = {integer(i, "a key of residual", 0, count - 1): array for i, array in (residual or {}).items()}
+    kept = tuple(integer(i, "a layer of keep", 0, count - 1) for i in keep)
+    threads = _threads(num_threads)
+    maps = _maps(x)
+    readable: dict[str, Any] = dict(maps.named)
+    source: Any = maps.source
+    shapes = maps.shapes
+    calls: list[Call] = []
+    for i, layer in enumerate(layers):
+        made = resolve_shapes(layer.spec, layer.matrix.shape, shapes)
+        name = f"residual[{i}]"
+        added = readable[name] = _shaped(residuals.get(i), name, made)
+        receiver = _shaped(out, "out", made) if i == count - 1 else None
+        calls.append(Call(source, *made, residual=added, out=receiver, num_threads=threads))
+        source, shapes = None, (made.out_shape,)
+        if i in kept:
+            _check_size(made.out_shape)
+    check_result(calls[-1].out, out, "out", calls[-1].out_shape, readable, in_place=f"residual[{count - 1}]")
+    return tuple(calls), kept
+
+
+def check_branches(layers: tuple[Any, ...], x: Any, out: Any = None, num_threads: Any = None) -> tuple[Call, ...]:
+    """Check a call of branches; returns a call for each."""
+    if isinstance(out, list | tuple):
+        if len(out) != len(layers):
+            raise ValueError(f"out must hold an array for each of {len(layers)} branches, got {len(out)}")
+        receivers: Sequence[Any] = out
+    else:
+        if not isinstance(out, str | None):
+            raise TypeError(f"out must be None, a tuple of arrays or 'concat', got {_kind(out)}")
+        if out not in (None, "concat"):
+            raise ValueError(f"out must be None, a tuple of arrays or 'concat', got {out!r}")
+        receivers = (None,) * len(layers)
+    threads = _threads(num_threads)
+    maps = _maps(x)
+    readable: dict[str, Any] = dict(maps.named)
+    calls: list[Call] = []
+    for i, layer in enumerate(layers):
+        made = resolve_shapes(layer.spec, layer.matrix.shape, maps.shapes)
+        if isinstance(out, str) and calls and made.out_layout != calls[0].out_layout:
+            raise ValueError(
+                f"out='concat' needs branches of one out_layout, got {calls[0].out_layout!r} and {made.out_layout!r}"
+            )
+        name = f"out[{i}]"
+        receiver = _shaped(receivers[i], name, made)
+        check_result(receiver, receivers[i], name, made.out_shape, readable)
+        readable[name] = receiver
+        calls.append(Call(maps.source, *made, out=receiver, num_threads=threads))
+    return tuple(calls)
 
 
 # Arrays and their memory ----------------------------------------------------------------------------------------------
@@ -430,27 +552,36 @@ def check_result(
 _NUMBERS = tuple(map(np.dtype, ("float32", "uint8", "int8", "uint16", "int16", "float16")))
 
 
-def _maps(x: Any) -> dict[str, NDArray[Any]]:
-    """View `x`, or each map of the list that it is, as an array, by the name that messages give it."""
+class Maps(NamedTuple):
+    """The arrays that `x` is: by the names that messages give them, in the form of `x`, and their shapes."""
+
+    named: dict[str, NDArray[Any]]
+    source: NDArray[Any] | list[NDArray[Any]]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _maps(x: Any) -> Maps:
+    """View `x`, or each map of the list that it is, as an array."""
     values = {f"x[{i}]": value for i, value in enumerate(x)} if isinstance(x, list | tuple) else {"x": x}
     if not values:
         raise ValueError(f"x must be an array or a list of at least one, got an empty {_kind(x)}")
-    maps = {name: _array(value, name) for name, value in values.items()}
-    for name, array in maps.items():
+    named = {name: _array(value, name) for name, value in values.items()}
+    for name, array in named.items():
         # The name stands for a dtype of ml_dtypes, which may be missing.
         if array.dtype not in _NUMBERS and array.dtype.name != "bfloat16":
             raise TypeError(
                 f"{name} must be {', '.join(map(str, _NUMBERS))} or bfloat16, got {array.dtype}: "
                 f"convert it with {name}.astype(numpy.float32)"
             )
-    return maps
+    arrays = list(named.values())
+    return Maps(named, arrays if "x" not in named else arrays[0], tuple(array.shape for array in arrays))
 
 
 def float32_array(value: Any, name: str) -> Float32Array:
     """View `value` as a float32 array; nothing is copied or converted."""
     array = _array(value, name)
     if array.dtype != np.float32:
-        advice = "" if name == "out" else f": convert it with {name}.astype(numpy.float32)"
+        advice = "" if name.startswith("out") else f": convert it with {name}.astype(numpy.float32)"
         raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
     return array
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pwconv import reference, runtime
 from pwconv.arguments import ActivationLike, Float32Array, StrideLike
-from pwconv.layers import PointwiseConv
+from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 
 
 def pointwise_conv(
@@ -141,13 +141,14 @@ class Report:
 
 
 def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
-    """Run a layer or `pwconv.pointwise_conv` on `x`, and NumPy's twin in float32, and compare the results.
+    """Run a layer, several, or `pwconv.pointwise_conv` on `x`, and NumPy's twin in float32, and compare the results.
 
     Takes what the call itself takes and raises what it raises. Two NaNs are equal, and so are two infinities of one
-    sign; where only one of two values is finite, the error is infinite.
+    sign; where only one of two values is finite, the error is infinite. Where there are several results, the place of
+    the largest error starts with the number of its result.
     """
     twin, backend = _twin(target, call)
-    without_out = {name: value for name, value in call.items() if name != "out"}
+    without_out = {name: value for name, value in call.items() if name != "out" or isinstance(value, str)}
     # NumPy's turn comes first and leaves `out` alone, since `residual` may be `out`.
     twin(x, *arguments, **without_out)
     expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **without_out))
@@ -157,23 +158,31 @@ def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
     return Report(max_error, relative_error, where, backend, seconds, numpy_seconds)
 
 
-def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., NDArray[Any]], str]:
+def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
     """Return what computes `target` with NumPy, and the backend that `target` itself uses."""
     if isinstance(target, PointwiseConv):
         return partial(reference.call_layer, target), target.spec.backend
+    if isinstance(target, PointwiseChain):
+        return partial(reference.call_chain, target), target.backend
+    if isinstance(target, PointwiseBranches):
+        return partial(reference.call_branches, target), target.backend
     if target is pointwise_conv:
         return reference.pointwise_conv, runtime.resolve_backend(call.get("backend", "auto"))
-    raise TypeError(f"verify takes a PointwiseConv or pwconv.pointwise_conv, got {type(target).__name__}")
+    raise TypeError(f"verify takes a layer, layers or pwconv.pointwise_conv, got {type(target).__name__}")
 
 
-def _timed(run: Callable[[], NDArray[Any]]) -> tuple[NDArray[Any], float]:
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
 
 
-def _compare(result: Any, expected: NDArray[Any]) -> tuple[float, float, tuple[int, ...] | None]:
+def _compare(result: Any, expected: Any) -> tuple[float, float, tuple[int, ...] | None]:
     """Return the largest error, its share of the largest expected value, and its index."""
+    if isinstance(expected, tuple):
+        each = [_compare(*pair) for pair in zip(result, expected, strict=True)]
+        number, (max_error, relative_error, place) = max(enumerate(each), key=lambda one: one[1][0])
+        return max_error, relative_error, None if place is None else (number, *place)
     result, expected = np.asarray(result), np.asarray(expected)
     if not expected.size:
         return 0.0, 0.0, None

@@ -1,25 +1,17 @@
-"""Layers: operations that keep their weights, packed once."""
+"""Layers: operations that keep their weights, packed once; and several of them in one pass."""
 
 import inspect
+import itertools
 import operator
 import pickle
 import zlib
-from collections.abc import Callable
-from typing import Any, Self, SupportsIndex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 
-from pwconv import runtime
-from pwconv.arguments import (
-    ActivationLike,
-    Float32Array,
-    Spec,
-    StrideLike,
-    bias_vector,
-    float32_array,
-    parse_spec,
-    weight_matrix,
-)
+from pwconv import arguments, reference, runtime
+from pwconv.arguments import ActivationLike, Call, Float32Array, Spec, StrideLike
 
 if runtime.engine is None:
     from pwconv.reference import Layer
@@ -27,7 +19,23 @@ else:
     from pwconv._engine import Layer  # type: ignore[assignment]
 
 
-class PointwiseConv(Layer):
+class Immutable:
+    """What is set once, when it is made."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be deleted")
+
+    def _set(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+
+class PointwiseConv(Immutable, Layer):
     """A pointwise (1x1) convolution that packs its weights once.
 
     Called as `layer(x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,
@@ -87,7 +95,7 @@ class PointwiseConv(Layer):
         precision: str = "highest",
         backend: str = "auto",
     ) -> Self:
-        spec = parse_spec(
+        spec = arguments.parse_spec(
             stride=stride,
             groups=groups,
             layout=layout,
@@ -98,12 +106,12 @@ class PointwiseConv(Layer):
             precision=precision,
             backend=backend,
         )
-        weight = float32_array(weight, "weight")
-        matrix = weight_matrix(weight, spec)
-        layer = super().__new__(cls, matrix, bias_vector(bias, len(matrix)), spec)
+        weight = arguments.float32_array(weight, "weight")
+        matrix = arguments.weight_matrix(weight, spec)
+        layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec)
 
         own_weight = layer.matrix if spec.weight_layout == "OI" else layer.matrix.T
-        attributes = spec._asdict() | {
+        attributes: dict[str, Any] = spec._asdict() | {
             "weight": own_weight.reshape(weight.shape),
             "bias": None if layer.bias1d is None else layer.bias1d[:],
             "in_channels": matrix.shape[1] * spec.groups,
@@ -112,15 +120,8 @@ class PointwiseConv(Layer):
             "activation": _plain(activation),
             "backend": str(backend),
         }
-        for name, value in attributes.items():
-            object.__setattr__(layer, name, value)
+        layer._set(**attributes)
         return layer
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be set")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a {type(self).__name__} is immutable: {name!r} cannot be deleted")
 
     def __repr__(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]
@@ -164,3 +165,164 @@ def _plain(activation: ActivationLike) -> ActivationLike:
         function, *parameters = activation
         return (str(function), *map(float, parameters))
     return None if activation is None else str(activation)
+
+
+# Several layers in one pass -------------------------------------------------------------------------------------------
+
+
+class Layers(Immutable):
+    """Layers that work on the same pixels in one pass: what chains and branches share."""
+
+    __slots__ = ("_by_numpy", "layers")
+
+    _branched: ClassVar[bool]
+    _by_numpy: bool
+    layers: tuple[PointwiseConv, ...]
+
+    def __new__(cls, layers: Sequence[PointwiseConv]) -> Self:
+        group = super().__new__(cls)
+        checked = arguments.parse_layers(layers, PointwiseConv, cls._branched)
+        # The engine's one pass needs channels everywhere.
+        by_numpy = any(layer.spec.backend == "numpy" or not layer.matrix.size for layer in checked)
+        group._set(layers=checked, _by_numpy=by_numpy)
+        return group
+
+    @property
+    def backend(self) -> str:
+        """What computes the layers: "native", or "numpy" if that is so of any of them."""
+        return "numpy" if self._by_numpy else "native"
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.layers[0].in_channels
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [f"{type(self).__name__}(", *(f"  ({i}): {layer!r}" for i, layer in enumerate(self.layers)), ")"]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.layers,)
+
+    def _run(self, calls: tuple[Call, ...], outs: tuple[Float32Array | None, ...]) -> None:
+        """Fill `outs`; where one is None, no more of a map exists than the next layer needs."""
+        residuals = tuple(call.residual for call in calls)
+        runtime.engine.run_layers(self.layers, calls[0].x, residuals, outs, self._branched, calls[0].num_threads)
+
+
+class PointwiseChain(Layers):
+    """Pointwise layers that feed each other in one pass: maps in between stay in cache and are never whole in memory.
+
+    The bits are those of calling one layer after the other. A chain is immutable, safe to call from many threads, and
+    picklable.
+
+    Parameters
+    ----------
+    layers : list of `PointwiseConv`, each of which takes what the one before gives: as many channels, in its
+        `out_layout`. Only the first may have a stride.
+
+    Raises
+    ------
+    TypeError if `layers` is something else, ValueError if the layers do not fit together.
+    """
+
+    __slots__ = ()
+
+    _branched = False
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self.layers[-1].out_channels
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        residual: Mapping[int, Any] | None = None,
+        keep: Sequence[int] = (),
+        out: Any = None,
+        num_threads: int | None = None,
+    ) -> Float32Array | tuple[Float32Array, ...]:
+        """Compute `layers[-1](... layers[1](layers[0](x)))`.
+
+        Parameters
+        ----------
+        x : as for the first layer.
+        residual : {i: array}; adds a float32 array to the result of layer i before its activation.
+        keep : numbers of layers whose results are returned as well, before the last one's: `(kept, ..., y)`.
+        out : float32, receives y. It may be the last layer's residual, and shares no memory with what else is read.
+        num_threads : as for a layer.
+
+        Raises
+        ------
+        TypeError, ValueError and MemoryError as a layer does.
+        """
+        if self._by_numpy:
+            return reference.call_chain(self, x, residual=residual, keep=keep, out=out, num_threads=num_threads)
+        calls, kept = arguments.check_chain(self.layers, x, residual, keep, out, num_threads)
+        results: list[Any] = [call.out for call in calls]
+        last = len(calls) - 1
+        for i in {*kept, last}:
+            if results[i] is None:
+                results[i] = np.empty(calls[i].out_shape, np.float32)
+        self._run(calls, tuple(results))
+        if out is not None:
+            results[last] = out  # the very object that was given
+        return tuple(results[i] for i in (*kept, last)) if kept else results[last]
+
+
+class PointwiseBranches(Layers):
+    """Pointwise layers that all read the same input, which is read once.
+
+    The bits are those of calling each layer. Branches are immutable, safe to call from many threads, and picklable.
+
+    Parameters
+    ----------
+    layers : list of `PointwiseConv` with equal `in_channels`, `layout` and `stride`.
+
+    Raises
+    ------
+    TypeError if `layers` is something else, ValueError if the layers do not fit together.
+    """
+
+    __slots__ = ()
+
+    _branched = True
+
+    def __call__(
+        self, x: Any, *, out: Sequence[Any] | str | None = None, num_threads: int | None = None
+    ) -> Float32Array | tuple[Float32Array, ...]:
+        """Compute `tuple(layer(x) for layer in layers)`.
+
+        Parameters
+        ----------
+        x : as for a layer.
+        out : None; or a tuple of float32 arrays with any strides, which receive the results, share no memory and are
+            returned (None makes a new one); or "concat", which makes and returns one map, joined along C.
+        num_threads : as for a layer.
+
+        Raises
+        ------
+        TypeError, ValueError and MemoryError as a layer does.
+        """
+        if self._by_numpy:
+            return reference.call_branches(self, x, out=out, num_threads=num_threads)
+        calls = arguments.check_branches(self.layers, x, out, num_threads)
+        if isinstance(out, str):
+            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"))
+            self._run(calls, parts)
+            return joined
+        results: list[Any] = [np.empty(call.out_shape, np.float32) if call.out is None else call.out for call in calls]
+        self._run(calls, tuple(results))
+        given = [None] * len(calls) if out is None else out
+        return tuple(result if receiver is None else receiver for result, receiver in zip(results, given, strict=True))
+
+
+def _joined(shapes: list[tuple[int, ...]], axis: int) -> tuple[Float32Array, tuple[Float32Array, ...]]:
+    """Return a new map that joins maps of these shapes along an axis, and its parts."""
+    ends = list(itertools.accumulate(shape[axis] for shape in shapes))
+    shape = shapes[0]
+    joined = np.empty((*shape[:axis], ends[-1], *shape[axis + 1 :]), np.float32)
+    return joined, tuple(np.split(joined, ends[:-1], axis))

@@ -80,6 +80,38 @@ def call_layer(
     return _compute(spec, matrix, layer.bias1d, call, out, dtype)
 
 
+def call_chain(
+    chain: Any,
+    x: Any,
+    *,
+    residual: Any = None,
+    keep: Any = (),
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any] | tuple[NDArray[Any], ...]:
+    """Compute what `chain(x, ...)` defines for a `pwconv.PointwiseChain`, one layer after the other, in `dtype`."""
+    calls, kept = arguments.check_chain(chain.layers, x, residual, keep, out, num_threads)
+    maps: list[NDArray[Any]] = []
+    for layer, call in zip(chain.layers, calls, strict=True):
+        source = maps[-1] if maps else call.x
+        maps.append(_compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=source), out, dtype))
+    return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
+
+
+def call_branches(
+    branches: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+) -> NDArray[Any] | tuple[NDArray[Any], ...]:
+    """Compute what `branches(x, ...)` defines for `pwconv.PointwiseBranches`, one layer after the other, in `dtype`."""
+    calls = arguments.check_branches(branches.layers, x, out, num_threads)
+    receivers = out if isinstance(out, list | tuple) else [None] * len(calls)
+    results = tuple(
+        _compute(layer.spec, layer.matrix, layer.bias1d, call, receiver, dtype)
+        for layer, call, receiver in zip(branches.layers, calls, receivers, strict=True)
+    )
+    return np.concatenate(results, axis=calls[0].out_layout.index("C")) if isinstance(out, str) else results
+
+
 class Plan(NamedTuple):
     """How NumPy computes a layer on an input of one shape."""
 
