@@ -1,0 +1,83 @@
+"""Functions run in processes of their own, and what the kernel says of a process's threads (Linux).
+
+What may crash, hang, run out of memory or leave workers behind does so apart from the tests, with a time limit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, which is Linux's")
+
+
+def python(code, *, timeout=60, **environment):
+    """Run code in a fresh interpreter that sees only the given settings of pwconv and OpenMP; return what it printed.
+
+    A process that fails, crashes or takes too long (all it started is then ended with it) fails the test.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PWCONV_", "OMP_", "GOMP_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        env=ours | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"no end after {timeout} s\n{out}\n{err}")
+    assert process.returncode == 0, f"exit code {process.returncode}\n{out}\n{err}"
+    return out
+
+
+def run(function, *arguments, timeout=60, **environment):
+    """Call a function of a test module, with arguments that `repr` can write, in a fresh interpreter."""
+    name = function.__module__
+    return python(f"import {name}; {name}.{function.__name__}(*{arguments!r})", timeout=timeout, **environment)
+
+
+def tasks():
+    """The ids of this process's threads."""
+    return [int(name) for name in os.listdir("/proc/self/task")]
+
+
+def _read(task, name):
+    """What the kernel says of a thread; nothing if it has just ended."""
+    try:
+        return Path(f"/proc/self/task/{task}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def running():
+    """How many other threads of this process run, or would if there were a core for them."""
+    me = threading.get_native_id()
+    states = (_read(task, "stat").rpartition(")")[2].split() for task in tasks() if task != me)
+    return sum(state[:1] == ["R"] for state in states)
+
+
+def seconds_of_cpu():
+    """The CPU time of each thread so far."""
+    return {task: int((_read(task, "schedstat") or "0").split()[0]) * 1e-9 for task in tasks()}
+
+
+def threads_that_compute(call, seconds=0.3):
+    """How many threads take part when a call is repeated for a while: those that use a twentieth of it."""
+    before = seconds_of_cpu()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        call()
+    after = seconds_of_cpu()
+    return sum(used - before.get(task, 0.0) > seconds / 20 for task, used in after.items())

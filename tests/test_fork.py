@@ -1,0 +1,182 @@
+"""A process that computes on several threads may fork, at any moment, and nothing hangs.
+
+Each scene runs in a process of its own with a time limit: a child that waits for threads which it does not have would
+wait for ever.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+
+import numpy as np
+import process
+import pytest
+
+import pwconv
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+START_METHODS = ("fork", "spawn", "forkserver")
+CHILDREN = 4
+PATIENCE = 40  # seconds that a scene may take, and a quarter of it a child; they need one or two
+
+rng = np.random.default_rng(0)
+WEIGHT, BIAS = rng.standard_normal((96, 64), np.float32), rng.standard_normal(96, np.float32)
+X = rng.standard_normal((2, 64, 40, 40), np.float32)  # work enough for several threads
+
+
+def compute(seed=0, layer=None):
+    """The bytes of a result by a layer, the same for every seed; by the function, too."""
+    layer = layer or pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    result = layer(X, num_threads=2 + seed % 2).tobytes()
+    assert pwconv.pointwise_conv(X, WEIGHT, BIAS, activation="relu", num_threads=2).tobytes() == result
+    return result
+
+
+def compute_everywhere(layer, expected):
+    """In the main thread, in two threads at once, with a layer of the parent and a new one, after an error."""
+    assert compute(layer=layer) == compute() == expected
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(compute, range(8))) == {expected}
+    with contextlib.suppress(ValueError):
+        layer(X[:, 1:])
+    pwconv.set_num_threads(3)
+    assert compute(layer=layer) == expected
+
+
+@contextlib.contextmanager
+def busy(layer):
+    """Another thread computes all the time, on several threads."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            layer(X, num_threads=2)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.join()
+
+
+def fork(body):
+    """The id of a child that runs `body()` and ends: well, or with what went wrong on its standard error."""
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(PATIENCE // 4)  # the child of a killed parent must not wait for ever
+    code = 1
+    try:
+        body()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def wait_for(child):
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def fork_while(computing):
+    """Children, one of them with a child of its own, compute what the parent does; the parent goes on, too."""
+    layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    expected = compute(layer=layer)
+    with busy(layer) if computing else contextlib.nullcontext():
+        children = [fork(lambda: compute_everywhere(layer, expected)) for _ in range(CHILDREN)]
+        children.append(fork(lambda: wait_for(fork(lambda: compute_everywhere(layer, expected)))))
+        compute_everywhere(layer, expected)
+        for child in children:
+            wait_for(child)
+
+
+@pytest.mark.parametrize("computing", [False, True], ids=["at rest", "while another thread computes"])
+def test_children_compute(computing):
+    process.run(fork_while, computing, timeout=PATIENCE)
+
+
+def fork_a_process_without_a_team():
+    """Only threads that compute alone are busy: they are not in the child, which need not spare them any room."""
+    layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    expected = layer(X, num_threads=1).tobytes()
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            layer(X, num_threads=1)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    children = [fork(lambda: compute_everywhere(layer, expected)) for _ in range(CHILDREN)]
+    stop.set()
+    for worker in workers:
+        worker.join()
+    for child in children:
+        wait_for(child)
+
+
+def test_children_of_a_process_that_never_used_several_threads():
+    process.run(fork_a_process_without_a_team, timeout=PATIENCE)
+
+
+def fork_after_another_library_used_openmp():
+    """The parent's team belongs to somebody else, who uses the same OpenMP library."""
+    with open("/proc/self/maps") as maps:
+        (path,) = {line.split()[-1] for line in maps if any(name in line for name in ("libgomp", "libomp", "libiomp"))}
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+    ctypes.CDLL(path).GOMP_parallel(body, None, 2, 0)
+    expected = pwconv.pointwise_conv(X, WEIGHT, BIAS, activation="relu", num_threads=1).tobytes()
+    layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    wait_for(fork(lambda: compute_everywhere(layer, expected)))
+
+
+@process.needs_linux
+@pytest.mark.skipif(not pwconv.config()["openmp"]["enabled"], reason="a build without OpenMP shares none")
+@pytest.mark.xfail(reason="the engine knows only of the teams that it started itself")
+def test_children_of_a_process_where_another_library_used_openmp():
+    process.run(fork_after_another_library_used_openmp, timeout=PATIENCE)
+
+
+# Pools of processes ---------------------------------------------------------------------------------------------------
+
+
+def pools_of(method):
+    """A pool of multiprocessing and one of concurrent.futures; the layer travels to them as a pickle."""
+    layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    expected = compute(layer=layer)
+    context = multiprocessing.get_context(method)
+    work = [(seed, layer) for seed in range(6)]
+    with busy(layer):
+        with context.Pool(2) as pool:
+            assert set(pool.starmap(compute, work)) == {expected}
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
+            assert set(executor.map(compute, *zip(*work, strict=True))) == {expected}
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_pools_of_processes(method):
+    process.run(pools_of, method, timeout=PATIENCE)
+
+
+def joblib_with(backend):
+    import joblib
+
+    layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
+    expected = compute(layer=layer)
+    with busy(layer):
+        results = joblib.Parallel(2, backend=backend)(joblib.delayed(compute)(seed, layer) for seed in range(6))
+    assert set(results) == {expected}
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_joblib(backend):
+    process.run(joblib_with, backend, timeout=PATIENCE)

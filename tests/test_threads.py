@@ -1,0 +1,177 @@
+"""Many threads of the caller and a few of ours: exact results, no more of them than asked for, asleep when idle."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import oracle
+import process
+import pytest
+import threadpoolctl
+
+import pwconv
+
+with_openmp = pytest.mark.skipif(
+    not pwconv.config()["openmp"]["enabled"], reason="a build without OpenMP has one thread for each call"
+)
+
+# Maps that want different sides, widths and packings of one layer's weights, and different numbers of threads.
+SIZES = ((1, 1), (1, 7), (3, 3), (5, 6), (7, 7), (14, 13), (28, 28), (40, 45))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def test_one_layer_in_many_threads_while_the_setting_changes():
+    """More packings than a layer keeps, so that some are dropped while others still compute with them."""
+    weight, bias = normal(0, 70, 80), normal(1, 70)
+    maps = [normal(2, 1 + i % 3, 80, *size) for i, size in enumerate(SIZES)]
+    maps += [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in maps]
+    expected = [pwconv.pointwise_conv(x, weight, bias, activation="gelu", num_threads=1) for x in maps]
+    layer = pwconv.PointwiseConv(weight, bias, activation="gelu")
+    stop = threading.Event()
+
+    def change_the_setting():
+        for n in random.Random(0).choices((1, 2, 3, 5, 64), k=10**6):
+            pwconv.set_num_threads(n)
+            if stop.wait(0.001):
+                return
+
+    def work(seed):
+        """Calls in an order of its own; the maps whose result was wrong."""
+        order = random.Random(seed)
+        wrong = set()
+        for _ in range(150):
+            i = order.randrange(len(maps))
+            threads = order.choice((None, None, 1, 2, 3))
+            if order.random() < 0.7:
+                result = layer(maps[i], num_threads=threads)
+            else:
+                result = pwconv.pointwise_conv(maps[i], weight, bias, activation="gelu", num_threads=threads)
+            if not oracle.same_bits(result, expected[i]):
+                wrong.add(i)
+        return wrong
+
+    before = pwconv.get_num_threads()
+    changer = threading.Thread(target=change_the_setting)
+    changer.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set().union(*pool.map(work, range(8))) == set()
+    finally:
+        stop.set()
+        changer.join()
+        pwconv.set_num_threads(before)
+
+
+# How many threads run -------------------------------------------------------------------------------------------------
+
+X, WEIGHT = normal(0, 4, 256, 56, 56), normal(1, 256, 256)
+
+
+def threads_of_each_count():
+    layer = pwconv.PointwiseConv(WEIGHT)
+    for threads in (1, 2, 3):
+        assert process.threads_that_compute(lambda n=threads: layer(X, num_threads=n)) == threads
+
+
+@process.needs_linux
+@with_openmp
+def test_a_call_runs_on_the_threads_that_it_was_given():
+    process.run(threads_of_each_count)
+
+
+def compute_under_limits():
+    layer = pwconv.PointwiseConv(WEIGHT)
+    assert process.threads_that_compute(lambda: layer(X)) == 2
+    with threadpoolctl.threadpool_limits(1):
+        assert process.threads_that_compute(lambda: layer(X)) == 1
+    assert process.threads_that_compute(lambda: layer(X)) == 2
+
+
+@process.needs_linux
+@with_openmp
+def test_threadpoolctl_is_obeyed():
+    process.run(compute_under_limits, OMP_NUM_THREADS="2", PWCONV_NUM_THREADS="4")
+
+
+def sample(callers, threads, seconds=0.6):
+    """How many threads run at once, as a rule, while so many callers use up to `threads` for each call."""
+    layer = pwconv.PointwiseConv(WEIGHT)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            layer(X, num_threads=threads)
+
+    with ThreadPoolExecutor(callers) as pool:
+        for _ in range(callers):
+            pool.submit(work)
+        time.sleep(0.2)
+        end = time.monotonic() + seconds
+        samples = []
+        while time.monotonic() < end:
+            samples.append(process.running())
+            time.sleep(0.001)
+        stop.set()
+    return statistics.median(samples)
+
+
+def callers_share_the_threads():
+    """Who calls while all are taken runs alone: six callers and two workers, not six times two of them."""
+    assert sample(callers=1, threads=3) >= 2  # the measurement sees workers
+    assert sample(callers=6, threads=3) <= 6 + 2
+
+
+@process.needs_linux
+@with_openmp
+def test_no_more_threads_run_than_were_asked_for():
+    process.run(callers_share_the_threads)
+
+
+def compute_in_a_callers_pool():
+    layer = pwconv.PointwiseConv(WEIGHT)
+    pwconv.set_num_threads(1)
+    with ThreadPoolExecutor(3) as pool:
+        # The main thread only waits.
+        assert process.threads_that_compute(lambda: list(pool.map(layer, [X] * 3)), seconds=0.5) == 3
+
+
+@process.needs_linux
+def test_a_callers_pool_of_threads_that_are_to_compute_alone():
+    process.run(compute_in_a_callers_pool)
+
+
+# Afterwards -----------------------------------------------------------------------------------------------------------
+
+NAP = 0.05
+
+
+def cpu_time_while_asleep():
+    """CPU time of the whole process during naps right after calls on several threads, at its usual."""
+    layer = pwconv.PointwiseConv(WEIGHT)
+    used = []
+    for _ in range(9):
+        layer(X, num_threads=2)
+        before = time.process_time()
+        time.sleep(NAP)
+        used.append(time.process_time() - before)
+    print(statistics.median(used))
+
+
+@process.needs_linux
+@with_openmp
+def test_workers_fall_asleep_soon():
+    assert float(process.run(cpu_time_while_asleep)) < NAP / 4
+
+
+@process.needs_linux
+@with_openmp
+def test_the_measurement_sees_workers_that_stay_awake():
+    assert float(process.run(cpu_time_while_asleep, OMP_WAIT_POLICY="active")) > NAP / 3
