@@ -3,11 +3,13 @@
 __version__ = "0.1.0"
 
 from pwconv import reference
+from pwconv.classify import PixelClassifier
 from pwconv.functional import pointwise_conv, verify
 from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 
 __all__ = [
+    "PixelClassifier",
     "PointwiseBranches",
     "PointwiseChain",
     "PointwiseConv",

@@ -331,9 +331,13 @@ def resolve_shapes(spec: Spec, weight_shape: tuple[int, int], shapes: tuple[tupl
             )
     in_channels = weight_shape[1] * spec.groups
     if sum(shape[axis] for shape in shapes) != in_channels:
+        pixels = tuple(size for letter, size in zip(layout, shapes[0], strict=True) if letter not in "NC")
+        behind_a_map = math.prod(pixels) > 1 and shapes[0][axis] * math.prod(pixels) == in_channels
         raise ValueError(
             f"x must have {in_channels} channels on axis {axis} of layout {layout!r}, as weight and "
             f"groups={spec.groups} say, got shape{'s' * (len(shapes) > 1)} {', '.join(map(str, shapes))}"
+            + f": weights of a layer behind the whole map are a {' x '.join(map(str, pixels))} kernel"
+            * behind_a_map
         )
     sizes = dict(zip(layout, shapes[0], strict=True)) | {"C": weight_shape[0]}
     for letter, step in zip(_spatial(layout), stride, strict=True):
@@ -392,7 +396,7 @@ def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Arr
     return np.ascontiguousarray(array)
 
 
-def _shaped(value: Any, name: str, shapes: Shapes) -> Float32Array | None:
+def _shaped(value: Any, name: str, shapes: Shapes | Call) -> Float32Array | None:
     if value is None:
         return None
     array = float32_array(value, name)
@@ -422,7 +426,7 @@ def check_result(
         _check_size(shape)
         return
     # An object's __array__ may hand out a copy each time: what is written there would be lost.
-    if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, _array(given, name)):
+    if not isinstance(given, np.ndarray) and array.size and not np.may_share_memory(array, as_array(given, name)):
         raise TypeError(f"{name} must be an array whose memory NumPy can share, got {_kind(given)}")
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
@@ -433,7 +437,7 @@ def check_result(
     for other_name, other in readable.items():
         if other is None or (other_name == in_place and _same_elements(array, other)):
             continue
-        if _share_memory(array, _array(other, other_name)):
+        if _share_memory(array, as_array(other, other_name)):
             raise ValueError(f"{name} must not share memory with {other_name}")
 
 
@@ -546,6 +550,89 @@ def check_branches(layers: tuple[Any, ...], x: Any, out: Any = None, num_threads
     return tuple(calls)
 
 
+# Classifiers ----------------------------------------------------------------------------------------------------------
+
+
+def class_names(classes: Any, count: int) -> NDArray[Any] | None:
+    """Return a read-only array of the names of classes."""
+    if not count:
+        raise ValueError("weight must have a row for each class, got none")
+    if classes is None:
+        return None
+    names = np.array(classes)
+    if names.shape != (count,):
+        raise ValueError(f"classes must hold a name for each of {count} classes, got shape {names.shape}")
+    names.setflags(write=False)
+    return names
+
+
+def check_predict(
+    head: Any, x: Any, size: Any = None, out: Any = None, num_threads: Any = None
+) -> tuple[Call, NDArray[Any] | None]:
+    """Check that labels can be found: returns the call for (resized) logits, and what receives the labels."""
+    call = check_call(head.spec, head.matrix.shape, x, num_threads=num_threads)
+    if size is not None:
+        call = call._replace(out_shape=_resized(call, size))
+    axis = call.out_layout.index("C")
+    shape = call.out_shape[:axis] + call.out_shape[axis + 1 :]
+    return call, _labels(out, "out", shape, len(head.matrix), _maps(x).named)
+
+
+def check_top_k(
+    head: Any, x: Any, k: Any, out: Any = None, num_threads: Any = None
+) -> tuple[Call, NDArray[Any] | None, Float32Array | None]:
+    """Check that k labels can be found: returns a call for k channels, and what receives labels and logits."""
+    places = integer(k, "k", 1, len(head.matrix))
+    call = check_call(head.spec, head.matrix.shape, x, num_threads=num_threads)
+    axis = call.out_layout.index("C")
+    call = call._replace(out_shape=(*call.out_shape[:axis], places, *call.out_shape[axis + 1 :]))
+    if out is None:
+        return call, None, None
+    if not isinstance(out, list | tuple) or len(out) != 2:
+        raise TypeError(f"out must be None or a pair of arrays, for labels and logits, got {_kind(out)}")
+    readable = _maps(x).named
+    logits = _shaped(as_array(out[1], "out[1]"), "out[1]", call)
+    check_result(logits, out[1], "out[1]", call.out_shape, readable)
+    labels = _labels(out[0], "out[0]", call.out_shape, len(head.matrix), readable | {"out[1]": logits})
+    return call, labels, logits
+
+
+def check_probabilities(head: Any, link: str | None, x: Any, out: Any = None, num_threads: Any = None) -> Call:
+    """Check that there are probabilities, and the call for them."""
+    if link is None:
+        raise AttributeError("this classifier has no predict_proba: it was made with link=None")
+    return check_call(head.spec, head.matrix.shape, x, out=out, num_threads=num_threads)
+
+
+def _resized(call: Call, size: Any) -> tuple[int, ...]:
+    spatial = _spatial(call.out_layout)
+    if len(spatial) != 2:
+        raise ValueError(f"size needs a layout with two spatial axes, got {call.layout!r}")
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise TypeError(f"size must be a pair of integers, got {size!r}")
+    sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
+    if not all(sizes[letter] for letter in spatial):
+        raise ValueError(f"x must have pixels, or nothing can be resized, got shape {np.shape(call.x)}")
+    sizes |= {letter: positive_int(size[i], f"size[{i}]") for i, letter in enumerate(_spatial(call.layout))}
+    return tuple(sizes.values())
+
+
+def _labels(
+    out: Any, name: str, shape: tuple[int, ...], classes: int, readable: Mapping[str, Any]
+) -> NDArray[Any] | None:
+    """View what receives labels as an array of integers."""
+    if out is None:
+        _check_size(shape)
+        return None
+    array = as_array(out, name)
+    if array.dtype.kind not in "iu" or not array.dtype.isnative or np.iinfo(array.dtype).max < classes - 1:
+        raise TypeError(f"{name} must have integers that hold labels up to {classes - 1}, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    check_result(array, out, name, shape, readable)
+    return array
+
+
 # Arrays and their memory ----------------------------------------------------------------------------------------------
 
 
@@ -565,7 +652,7 @@ def _maps(x: Any) -> Maps:
     values = {f"x[{i}]": value for i, value in enumerate(x)} if isinstance(x, list | tuple) else {"x": x}
     if not values:
         raise ValueError(f"x must be an array or a list of at least one, got an empty {_kind(x)}")
-    named = {name: _array(value, name) for name, value in values.items()}
+    named = {name: as_array(value, name) for name, value in values.items()}
     for name, array in named.items():
         # The name stands for a dtype of ml_dtypes, which may be missing.
         if array.dtype not in _NUMBERS and array.dtype.name != "bfloat16":
@@ -577,16 +664,26 @@ def _maps(x: Any) -> Maps:
     return Maps(named, arrays if "x" not in named else arrays[0], tuple(array.shape for array in arrays))
 
 
+def foreign_array(value: Any, name: str) -> Float32Array:
+    """Return the weights of another library as float32: rounded, off their autograd graph and on the CPU."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().double()  # which holds all floats of torch, and NumPy has it
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    return array.astype(np.float32)
+
+
 def float32_array(value: Any, name: str) -> Float32Array:
     """View `value` as a float32 array; nothing is copied or converted."""
-    array = _array(value, name)
+    array = as_array(value, name)
     if array.dtype != np.float32:
         advice = "" if name.startswith("out") else f": convert it with {name}.astype(numpy.float32)"
         raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
     return array
 
 
-def _array(value: Any, name: str) -> NDArray[Any]:
+def as_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a base-class array over the same memory."""
     # type() and not isinstance(): an object may pretend to be an array by its __class__.
     if not issubclass(type(value), np.ndarray):

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import reference, runtime
-from pwconv.arguments import ActivationLike, Float32Array, StrideLike
+from pwconv.arguments import ActivationLike, Float32Array, StrideLike, as_array
+from pwconv.classify import PixelClassifier
 from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 
 
@@ -141,18 +142,22 @@ class Report:
 
 
 def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
-    """Run a layer, several, or `pwconv.pointwise_conv` on `x`, and NumPy's twin in float32, and compare the results.
+    """Run `target` on `x`, and NumPy's twin in float32, and compare the results.
 
-    Takes what the call itself takes and raises what it raises. Two NaNs are equal, and so are two infinities of one
-    sign; where only one of two values is finite, the error is infinite. Where there are several results, the place of
-    the largest error starts with the number of its result.
+    `target` is a layer, a chain, branches, a method of a classifier (the classifier itself stands for its
+    `decision_function`), or `pwconv.pointwise_conv`. Takes what the call itself takes and raises what it raises. Two
+    NaNs are equal, and so are two infinities of one sign; where only one of two values is finite, the error is
+    infinite. Names of classes that differ count as 1. Where there are several results, the place of the largest error
+    starts with the number of its result.
     """
+    if isinstance(target, PixelClassifier):
+        target = target.decision_function
     twin, backend = _twin(target, call)
-    without_out = {name: value for name, value in call.items() if name != "out" or isinstance(value, str)}
     # NumPy's turn comes first and leaves `out` alone, since `residual` may be `out`.
-    twin(x, *arguments, **without_out)
-    expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **without_out))
-    target(x, *arguments, **without_out)
+    spare, other_spare = (call | {"out": _spare(call.get("out"))} for _ in range(2))
+    twin(x, *arguments, **spare)
+    expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **spare))
+    target(x, *arguments, **other_spare)
     result, seconds = _timed(lambda: target(x, *arguments, **call))
     max_error, relative_error, where = _compare(result, expected)
     return Report(max_error, relative_error, where, backend, seconds, numpy_seconds)
@@ -168,7 +173,16 @@ def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
         return partial(reference.call_branches, target), target.backend
     if target is pointwise_conv:
         return reference.pointwise_conv, runtime.resolve_backend(call.get("backend", "auto"))
-    raise TypeError(f"verify takes a layer, layers or pwconv.pointwise_conv, got {type(target).__name__}")
+    if isinstance(classifier := getattr(target, "__self__", None), PixelClassifier):
+        return partial(getattr(reference, target.__name__), classifier), classifier.backend
+    raise TypeError(f"verify takes a layer, layers, a classifier or a function, got {type(target).__name__}")
+
+
+def _spare(out: Any) -> Any:
+    """Return arrays of their own for results that are to be written to `out`."""
+    if isinstance(out, list | tuple):
+        return tuple(_spare(one) for one in out)
+    return out if out is None or isinstance(out, str) else as_array(out, "out").copy()
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
@@ -186,6 +200,8 @@ def _compare(result: Any, expected: Any) -> tuple[float, float, tuple[int, ...] 
     result, expected = np.asarray(result), np.asarray(expected)
     if not expected.size:
         return 0.0, 0.0, None
+    if not np.issubdtype(expected.dtype, np.number):
+        result, expected = (result != expected).astype(int), np.zeros(expected.shape, int)
     with np.errstate(invalid="ignore"):
         errors = np.abs(np.subtract(result, expected, dtype=np.float64))
     same = (result == expected) | (np.isnan(result) & np.isnan(expected))

@@ -112,6 +112,88 @@ def call_branches(
     return np.concatenate(results, axis=calls[0].out_layout.index("C")) if isinstance(out, str) else results
 
 
+def decision_function(
+    classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+) -> NDArray[Any]:
+    """Compute what `classifier.decision_function(x)` defines for a `pwconv.PixelClassifier`, in `dtype`."""
+    return call_layer(classifier.layer, x, out=out, num_threads=num_threads, dtype=dtype)
+
+
+def predict(
+    classifier: Any,
+    x: Any,
+    *,
+    size: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Compute what `classifier.predict(x)` defines, from logits in `dtype`."""
+    call, receiver = arguments.check_predict(classifier.head, x, size, out, num_threads)
+    logits = _result(classifier.head, call, dtype)
+    for axis, length in enumerate(call.out_shape):
+        if call.out_layout[axis] not in "NC" and size is not None:
+            logits = _stretched(logits, axis, length)
+    labels = np.argmax(logits, axis=call.out_layout.index("C")).astype(np.int32)
+    if receiver is None:
+        return classifier.named(labels)
+    receiver[...] = labels
+    return out
+
+
+def top_k(
+    classifier: Any, x: Any, k: int, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute what `classifier.top_k(x, k)` defines, from logits in `dtype`."""
+    call, label_receiver, logit_receiver = arguments.check_top_k(classifier.head, x, k, out, num_threads)
+    axis = call.out_layout.index("C")
+    every = _result(classifier.head, call, dtype)
+    # By the last key first: NaN, then the largest. Equals stay in order.
+    order = np.lexsort((-every, ~np.isnan(every)), axis=axis)
+    labels = order.take(range(call.out_shape[axis]), axis).astype(np.int32)
+    logits = np.take_along_axis(every, labels, axis)
+    if label_receiver is None or logit_receiver is None:
+        return classifier.named(labels), logits
+    label_receiver[...], logit_receiver[...] = labels, logits
+    return out[0], out[1]
+
+
+def predict_proba(
+    classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+) -> NDArray[Any]:
+    """Compute what `classifier.predict_proba(x)` defines, in `dtype`."""
+    call = arguments.check_probabilities(classifier.head, classifier.link, x, out, num_threads)
+    axis = call.out_layout.index("C")
+    if classifier.scores is not None:
+        probabilities = shares(_result(classifier.scores, call, dtype), axis)
+    else:
+        logits = _result(classifier.head, call, dtype)
+        with np.errstate(all="ignore"):
+            powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+            probabilities = powers / powers.sum(axis=axis, keepdims=True)
+    if call.out is None:
+        return probabilities
+    call.out[...] = probabilities
+    return out
+
+
+def shares(scores: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Divide scores by their sum along an axis; if all are 0, their shares are equal."""
+    total = scores.sum(axis=axis, keepdims=True)
+    count = scores.shape[axis]
+    return np.where(total == 0, scores.dtype.type(1 / count), scores / np.where(total == 0, 1, total))
+
+
+def _stretched(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
+    """Resize one axis linearly; pixels are squares, and beyond the centres of the outer ones nothing changes."""
+    old = map_.shape[axis]
+    place = np.maximum((np.arange(length) + 0.5) * old / length - 0.5, 0)
+    first = np.minimum(place.astype(int), old - 1)
+    part = (place - first).astype(map_.dtype).reshape([-1 if i == axis else 1 for i in range(map_.ndim)])
+    below, above = map_.take(first, axis), map_.take(np.minimum(first + 1, old - 1), axis)
+    return below + part * (above - below)
+
+
 class Plan(NamedTuple):
     """How NumPy computes a layer on an input of one shape."""
 
@@ -164,6 +246,11 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     copy = np.array(array, order="C")
     copy.setflags(write=False)
     return copy
+
+
+def _result(layer: Any, call: arguments.Call, dtype: DTypeLike) -> NDArray[Any]:
+    """Compute a layer into a new array."""
+    return _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(out=None), None, dtype)
 
 
 @np.errstate(all="ignore")

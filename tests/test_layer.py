@@ -386,6 +386,6 @@ def test_verify_reads_as_one_line():
 
 def test_verify_takes_nothing_else():
     with pytest.raises(
-        TypeError, match=r"^verify takes a layer, layers or pwconv.pointwise_conv, got builtin_function"
+        TypeError, match=r"^verify takes a layer, layers, a classifier or a function, got builtin_function"
     ):
         pwconv.verify(abs, normal(1, 1, 3, 5, 5))

@@ -1,0 +1,242 @@
+"""A linear classifier for every pixel, as one pointwise convolution whose logits are used up in cache."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pwconv import arguments, reference, runtime
+from pwconv.arguments import Float32Array
+from pwconv.layers import Immutable, PointwiseConv
+
+LINKS = ("softmax", "one_vs_rest", "modified_huber", None)
+
+
+class PixelClassifier(Immutable):
+    """A linear classifier that is applied to each pixel of a map.
+
+    The logits of pixel p are `sum_i weight[class, i] * x[i, p] + bias[class]`. Labels and probabilities are found while
+    a block of logits is in cache, so that the whole map of logits never exists. A weight with a single row is a binary
+    classifier as in scikit-learn: its logit speaks for class 1, and class 0 has the logit 0.
+
+    Labels are the lowest of the classes with the largest logit, where NaN is larger than any number, as in
+    `numpy.argmax`. A classifier is immutable, safe to call from many threads, and picklable. All methods take an `x` as
+    `pwconv.pointwise_conv` does, and raise what it raises.
+
+    Parameters
+    ----------
+    weight : float32, shape (classes, C_in), with any trailing axes of length 1; or (1, C_in) for two classes.
+    bias : float32, shape (classes,) or (1,).
+    layout : as in `pwconv.pointwise_conv`.
+    classes : one name for each class, of any type; None names them by their index.
+    precision, backend : as in `pwconv.pointwise_conv`.
+    link : how `predict_proba` makes probabilities of logits. "softmax", which is the logistic function for two classes;
+        "one_vs_rest", logistic functions divided by their sum; "modified_huber", clip(v / 2 + 1/2, 0, 1) divided by its
+        sum (both have equal shares if the sum is 0); or None for a classifier without probabilities.
+
+    Attributes
+    ----------
+    classes, link : as they were given, `classes` as a read-only array.
+    layer : the `PointwiseConv` of the logits.
+    head : the same with a row for each class, also where `layer` has only one.
+    scores : None for "softmax", else the `PointwiseConv` of the probabilities before they are divided by their sum.
+    """
+
+    __slots__ = ("classes", "head", "layer", "link", "scores")
+
+    classes: NDArray[Any] | None
+    head: PointwiseConv
+    layer: PointwiseConv
+    link: str | None
+    scores: PointwiseConv | None
+
+    def __new__(
+        cls,
+        weight: Any,
+        bias: Any = None,
+        *,
+        layout: str = "NCHW",
+        classes: ArrayLike | None = None,
+        precision: str = "highest",
+        backend: str = "auto",
+        link: str | None = "softmax",
+    ) -> Self:
+        if link not in LINKS:
+            raise ValueError(f"link must be one of {', '.join(map(repr, LINKS))}, got {link!r}")
+        layer = PointwiseConv(weight, bias, layout=layout, precision=precision, backend=backend)
+        matrix = layer.matrix
+        vector = np.zeros(len(matrix), np.float32) if layer.bias is None else layer.bias
+
+        def per_class(rows: NDArray[Any], bias: NDArray[Any], activation: Any = None) -> PointwiseConv:
+            return PointwiseConv(rows, bias, layout=layout, activation=activation, precision=precision, backend=backend)
+
+        head, scores = layer, None
+        if len(matrix) == 1:
+            head = per_class(_stacked(np.zeros_like(matrix), matrix), _stacked(np.zeros_like(vector), vector))
+            matrix, vector = _stacked(-matrix, matrix), _stacked(-vector, vector)
+        if link == "one_vs_rest":
+            scores = per_class(matrix, vector, "sigmoid")
+        elif link == "modified_huber":
+            scores = per_class(matrix / 2, vector / 2 + np.float32(0.5), ("clip", 0, 1))
+
+        classifier = super().__new__(cls)
+        names = arguments.class_names(classes, head.out_channels)
+        classifier._set(layer=layer, head=head, scores=scores, classes=names, link=link)
+        return classifier
+
+    @classmethod
+    def from_linear(cls, weight: Any, bias: Any = None, **kw: Any) -> Self:
+        """Turn a fully connected layer into a classifier for every pixel.
+
+        The weights, of shape (classes, C_in), may be float64, or on an autograd graph: they are rounded to float32.
+        `**kw` are the constructor's.
+
+        Raises ValueError for a layer that looks at more than a pixel: a fully connected layer behind a map of 7 x 7
+        pixels (VGG's fc6) is a convolution with a 7 x 7 kernel.
+        """
+        matrix = arguments.foreign_array(weight, "weight")
+        if matrix.ndim > 2 and any(length != 1 for length in matrix.shape[2:]):
+            kernel = " x ".join(map(str, matrix.shape[2:]))
+            raise ValueError(
+                f"weight must look at one pixel at a time, got shape {matrix.shape}: a fully connected layer behind a "
+                f"map of {kernel} pixels is a convolution with a {kernel} kernel; those that follow it are 1x1"
+            )
+        return cls(matrix, None if bias is None else arguments.foreign_array(bias, "bias"), **kw)
+
+    @classmethod
+    def from_sklearn(cls, estimator: Any, **kw: Any) -> Self:
+        """Turn a fitted linear classifier of scikit-learn, or anything with its attributes, into one for every pixel.
+
+        It gives the labels and probabilities of `estimator` (LogisticRegression, LinearSVC, SGDClassifier,
+        RidgeClassifier, LinearDiscriminantAnalysis and the like), whose `coef_`, `intercept_` and `classes_` are read
+        and rounded to float32. `**kw` are the constructor's.
+
+        Raises TypeError if an attribute is missing, ValueError if it does not hold one linear function per class.
+        """
+        for name in ("coef_", "intercept_", "classes_"):
+            if not hasattr(estimator, name):
+                raise TypeError(f"estimator must be linear and fitted, got {type(estimator).__name__} without {name}")
+        # Two classes have one row, in RidgeClassifier even without an axis for it.
+        coef = np.atleast_2d(arguments.foreign_array(estimator.coef_, "coef_"))
+        names = np.asarray(estimator.classes_)
+        rows = 1 if len(names) == 2 else len(names)
+        if coef.ndim != 2 or len(coef) not in (rows, len(names)) or hasattr(estimator, "support_vectors_"):
+            raise ValueError(
+                f"estimator must have one linear function per class, got {type(estimator).__name__} with coef_ of "
+                f"shape {coef.shape} for {len(names)} classes"
+            )
+        bias = np.broadcast_to(arguments.foreign_array(estimator.intercept_, "intercept_"), len(coef))
+        return cls(coef, bias, **({"classes": names, "link": _link_of(estimator)} | kw))
+
+    @property
+    def backend(self) -> str:
+        """What computes: "native" or "numpy"."""
+        # The engine's heads need channels.
+        return self.head.spec.backend if self.head.matrix.size else "numpy"
+
+    def decision_function(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
+        """Return the logits, like a layer: one channel per class, or a single one for two classes."""
+        return self.layer(x, out=out, num_threads=num_threads)
+
+    def predict(
+        self, x: Any, *, size: Sequence[int] | None = None, out: Any = None, num_threads: int | None = None
+    ) -> NDArray[Any]:
+        """Return the label of each pixel, without a channel axis: int32 indices, or names of classes.
+
+        Parameters
+        ----------
+        size : height and width (the two spatial axes of `layout`, in its order). The labels are those of logits that
+            are resized to it bilinearly, with half-pixel centres, as torch's `interpolate(mode="bilinear",
+            align_corners=False)` does.
+        out : integers of any size that holds all indices; receives indices and is returned.
+        """
+        if self.backend == "numpy":
+            return reference.predict(self, x, size=size, out=out, num_threads=num_threads)
+        call, labels = arguments.check_predict(self.head, x, size, out, num_threads)
+        axis = call.out_layout.index("C")
+        if labels is None:
+            labels = np.empty(call.out_shape[:axis] + call.out_shape[axis + 1 :], np.int32)
+        receiver = np.expand_dims(labels, axis)
+        if size is None:
+            runtime.engine.classify(self.head, call.x, receiver, None, 1, call.num_threads)
+        else:
+            runtime.engine.classify_resized(self.head, call.x, receiver, call.num_threads)
+        return self.named(labels) if out is None else out
+
+    def top_k(
+        self, x: Any, k: int, *, out: Sequence[Any] | None = None, num_threads: int | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the labels of the k best classes of each pixel and their logits, best first along the channel axis.
+
+        `out` is None or a pair of arrays, which receive indices (integers that hold them all) and logits (float32).
+        """
+        if self.backend == "numpy":
+            return reference.top_k(self, x, k, out=out, num_threads=num_threads)
+        call, labels, logits = arguments.check_top_k(self.head, x, k, out, num_threads)
+        if labels is None or logits is None:
+            labels, logits = np.empty(call.out_shape, np.int32), np.empty(call.out_shape, np.float32)
+        places = call.out_shape[call.out_layout.index("C")]
+        runtime.engine.classify(self.head, call.x, labels, logits, places, call.num_threads)
+        return (self.named(labels), logits) if out is None else (out[0], out[1])
+
+    def predict_proba(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
+        """Return the probability of every class along the channel axis, for two classes as well.
+
+        Raises AttributeError where `link` is None.
+        """
+        if self.backend == "numpy":
+            return reference.predict_proba(self, x, out=out, num_threads=num_threads)
+        call = arguments.check_probabilities(self.head, self.link, x, out, num_threads)
+        probabilities = np.empty(call.out_shape, np.float32) if call.out is None else call.out
+        if self.scores is None:
+            runtime.engine.classify(self.head, call.x, probabilities, None, 0, call.num_threads)
+        else:
+            self.scores(call.x, out=probabilities, num_threads=call.num_threads)
+            probabilities[...] = reference.shares(probabilities, call.out_layout.index("C"))
+        return probabilities if out is None else out
+
+    def named(self, indices: NDArray[Any]) -> NDArray[Any]:
+        """Return the names of classes, or their indices where they have none."""
+        return indices if self.classes is None else self.classes[indices]
+
+    def __repr__(self) -> str:
+        shown = [f"{self.head.in_channels}, {self.head.out_channels}, layout={self.layer.layout!r}"]
+        if self.layer.bias is None:
+            shown.append("bias=False")
+        if self.link != "softmax":
+            shown.append(f"link={self.link!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.layer, self.classes, self.link)
+
+
+def _stacked(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([first, second])
+
+
+def _restore(
+    cls: type[PixelClassifier], layer: PointwiseConv, classes: NDArray[Any] | None, link: str | None
+) -> PixelClassifier:
+    return cls(
+        layer.weight,
+        layer.bias,
+        layout=layer.layout,
+        classes=classes,
+        precision=layer.precision,
+        backend=layer.backend,
+        link=link,
+    )
+
+
+def _link_of(estimator: Any) -> str | None:
+    """Return how an estimator makes probabilities, told by its attributes."""
+    if not hasattr(estimator, "predict_proba"):
+        return None
+    loss = getattr(estimator, "loss", None)
+    if loss == "modified_huber":
+        return loss
+    # SGDClassifier; and LogisticRegression in versions that still had the choice
+    one_vs_rest = loss == "log_loss" or getattr(estimator, "multi_class", None) == "ovr"
+    return "one_vs_rest" if one_vs_rest else "softmax"
