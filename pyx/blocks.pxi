@@ -278,22 +278,59 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
     move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
 
 
+cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssize_t lane_tile, Py_ssize_t lane_tiles,
+                             Py_ssize_t row_tile, Py_ssize_t row_tiles) noexcept nogil:
+    """Chooses what a tile fetches for later: pixels or weights that come from far, never both.
+
+    The next panel of lanes is shared out among the rows of this one: a line of each channel at a time, all at once
+    where there are few rows. Pixels that are rows and in place follow each other in memory, tile after tile.
+    """
+    cdef const Plan* p = &t.plan
+    cdef Py_ssize_t lines = max(<Py_ssize_t> 1, p.vectors * p.isa.lanes * <Py_ssize_t> sizeof(float) // 64)
+    cdef Py_ssize_t weights = t.depth * t.outs * sizeof(float)
+    tile.ahead = tile.b
+    tile.ahead_step = tile.b_step
+    tile.ahead_all = False
+    if not p.pixels_on_lanes and not p.packed and weights <= <Py_ssize_t> cache_bytes[2] // 2:
+        if lane_tile == 0 and row_tile + 1 < row_tiles:
+            tile.ahead = b.strips[row_tile + 1].at
+            tile.ahead_step = tile.a_step
+            if p.rowwise:
+                tile.ahead_step = p.isa.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
+        return
+    if lane_tile + 1 == lane_tiles or (p.pixels_on_lanes and p.packed):
+        return
+    if p.pixels_on_lanes:
+        tile.ahead = b.strips[lane_tile + 1].at
+    else:
+        tile.ahead = tile.b + p.vectors * p.isa.lanes * t.depth * sizeof(float)
+    tile.ahead_all = row_tiles < lines
+    if not tile.ahead_all:
+        tile.ahead += row_tile % lines * 64
+
+
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     """All tiles of a block, for some of its channels: a panel of lanes stays in the first cache, rows stream by."""
     cdef const Plan* p = &t.plan
     cdef const isa_t* isa = p.isa
     cdef bint on_lanes = p.pixels_on_lanes
+    cdef const Side* lane_side = &b.side if on_lanes else &p.out_side
+    cdef const Side* row_side = &p.out_side if on_lanes else &b.side
     cdef Py_ssize_t first_lane_tile = 0 if on_lanes else b.first_out_tile
     cdef Py_ssize_t end_lane_tile = b.side.tiles if on_lanes else b.end_out_tile
     cdef Py_ssize_t first_row_tile = b.first_out_tile if on_lanes else 0
     cdef Py_ssize_t end_row_tile = b.end_out_tile if on_lanes else b.side.tiles
     cdef const float* weights = t.weights + b.group * t.group_weights
-    cdef Py_ssize_t lane_tile, row_tile, pixel_tile, out_tile, pixel, pixels, out, outs, width, pitch, lanes, rows
+    cdef const float* bias = t.bias + b.group * t.channel_pitch
+    cdef Py_ssize_t y_offset = b.span * b.y.span_step + b.group * t.outs * b.y.channel_step
+    cdef Py_ssize_t partial_step = tile_floats(p) if p.depth_block < t.depth else 0
+    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, row, rows
     cdef float* partial = b.partial
-    cdef Strip* strip
+    cdef bint whole                # may the kernel store whole rows of lanes?
     cdef tile_t tile
     cdef int vectors
     cdef Run run
+    run.at = NULL
     tile.depth = b.depth
     tile.first = b.channel == 0
     tile.last = b.channel + b.depth == t.depth
@@ -301,46 +338,53 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     tile.low = t.after.low if t.after.code == ACT_CLIP else -INFINITY
     tile.high = t.after.high if t.after.code == ACT_CLIP else INFINITY
     for lane_tile in range(first_lane_tile, end_lane_tile):
+        lane = tile_start(lane_side, lane_tile)
+        lanes = tile_start(lane_side, lane_tile + 1) - lane
+        vectors = p.vectors if lanes == lane_side.width else vectors_for(isa, lanes)
+        tile.lanes = vectors * isa.lanes
+        whole = tile.last and t.plain and (lanes > tile.lanes - isa.lanes or b.y.slack)
+        if on_lanes:
+            tile.b = b.strips[lane_tile].at
+            tile.b_step = b.strips[lane_tile].step
+            run = run_from(b.y, b.first + lane)
+            whole = whole and run.count >= lanes and run.step == sizeof(float)
+            tile.y_step = b.y.channel_step
+        else:
+            tile.b_step = tile.lanes * sizeof(float)
+            tile.b = <const char*> (weights + lane * t.depth + b.channel * tile.lanes)
+            whole = whole and b.y.channel_step == sizeof(float)
+            tile.bias = bias + lane
+        if not b.y.slack:
+            tile.lanes = lanes
+        row = tile_start(row_side, first_row_tile)
         for row_tile in range(first_row_tile, end_row_tile):
-            pixel_tile = lane_tile if on_lanes else row_tile
-            out_tile = row_tile if on_lanes else lane_tile
-            pixel = tile_start(&b.side, pixel_tile)
-            pixels = tile_start(&b.side, pixel_tile + 1) - pixel
-            pixel += b.first
-            out = tile_start(&p.out_side, out_tile)
-            outs = tile_start(&p.out_side, out_tile + 1) - out
-            lanes = pixels if on_lanes else outs
-            rows = outs if on_lanes else pixels
-            vectors = vectors_for(isa, lanes)
-            pitch = vectors * isa.lanes
-            width = outs if on_lanes else pitch
-            strip = &b.strips[pixel_tile]
-            if on_lanes:
-                tile.a = <const char*> (weights + out * t.depth + b.channel * width)
-                tile.a_step = width * sizeof(float)
-                tile.b = strip.at
-                tile.b_step = strip.step
-            else:
-                tile.a = strip.at
-                tile.a_step = strip.step
-                tile.b = <const char*> (weights + out * t.depth + b.channel * width)
-                tile.b_step = width * sizeof(float)
-            tile.ahead = tile.b
-            tile.ahead_step = tile.b_step
-            tile.partial = partial
-            if p.depth_block < t.depth:
-                partial += tile_floats(p)
+            rows = row_side.base + (row_tile < row_side.extra)
             tile.y = NULL
-            if tile.last and t.plain:
-                run = run_from(b.y, pixel)
-                if (run.count >= pixels and (lanes == pitch or b.y.slack)
-                        and (run.step if on_lanes else b.y.channel_step) == sizeof(float)):
-                    tile.y = run.at + b.span * b.y.span_step + (b.group * t.outs + out) * b.y.channel_step
-                    tile.y_step = b.y.channel_step if on_lanes else run.step
-                    tile.bias = t.bias + b.group * t.channel_pitch + out
+            if on_lanes:
+                tile.a_step = rows * sizeof(float)
+                tile.a = <const char*> (weights + row * t.depth + b.channel * rows)
+                tile.bias = bias + row
+                if whole:
+                    tile.y = run.at + y_offset + row * b.y.channel_step
+            else:
+                tile.a = b.strips[row_tile].at
+                tile.a_step = b.strips[row_tile].step
+                if whole:
+                    run = run_from(b.y, b.first + row)
+                    if run.count >= rows:
+                        tile.y = run.at + y_offset + lane * sizeof(float)
+                        tile.y_step = run.step
+            fetch_ahead(t, b, &tile, lane_tile - first_lane_tile, end_lane_tile - first_lane_tile,
+                        row_tile - first_row_tile, end_row_tile - first_row_tile)
+            tile.partial = partial
+            partial += partial_step
             isa.kernel[p.rowwise][vectors][rows](&tile)
             if tile.last and tile.y == NULL:
-                finish_tile(t, b, tile.partial, pixel, pixels, out, outs, vectors)
+                if on_lanes:
+                    finish_tile(t, b, tile.partial, b.first + lane, lanes, row, rows, vectors)
+                else:
+                    finish_tile(t, b, tile.partial, b.first + row, rows, lane, lanes, vectors)
+            row += rows
 
 
 cdef void run_step(const Step* t, Block* b, Py_ssize_t part) noexcept nogil:

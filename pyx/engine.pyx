@@ -56,8 +56,9 @@ cdef extern from "isa.h" nogil:
         float* partial
         const char* ahead
         Py_ssize_t ahead_step
+        bint ahead_all
         char* y
-        Py_ssize_t y_step
+        Py_ssize_t y_step, lanes
         const float* bias
         bint bias_on_lanes
         float low, high

@@ -42,10 +42,13 @@ typedef struct {
     ptrdiff_t depth;          /* channels summed by this call, a multiple of SUM_BLOCK unless `last` */
     int first, last;          /* does the whole sum start, end in this call? */
     float *partial;           /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
-    const char *ahead;        /* a panel shaped like b that will be wanted later: fetched along the way */
+    /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */
+    const char *ahead;
     ptrdiff_t ahead_step;
+    int ahead_all;
     char *y;           /* last: where bias + clip(sum) goes, or NULL to leave the sum in `partial` */
     ptrdiff_t y_step;  /* bytes from row to row; lanes are contiguous */
+    ptrdiff_t lanes;   /* of y: all, or fewer in the last vector */
     const float *bias; /* one per row, or one per lane */
     int bias_on_lanes;
     float low, high; /* the clip; -inf and inf for none */

@@ -32,6 +32,20 @@ static inline vec interleave_high(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
+/* The first n < LANES lanes; the others are zero, or stay as they are in memory. */
+static inline __m256i first_lanes(int n) {
+    static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones_then_zeros + LANES - n));
+}
+
+static inline vec load_first(const void *p, int n) {
+    return _mm256_maskload_ps(p, first_lanes(n));
+}
+
+static inline void store_first(void *p, vec v, int n) {
+    _mm256_maskstore_ps(p, first_lanes(n), v);
+}
+
 static inline vec gather(const float *from, const int32_t *index) {
     return _mm256_i32gather_ps(from, _mm256_loadu_si256((const __m256i *)index), sizeof(float));
 }

@@ -34,6 +34,15 @@ static inline vec interleave_high(vec a, vec b) {
     return _mm512_permutex2var_ps(a, order, b);
 }
 
+/* The first n < LANES lanes; the others are zero, or stay as they are in memory. */
+static inline vec load_first(const void *p, int n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+
+static inline void store_first(void *p, vec v, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+}
+
 static inline vec gather(const float *from, const int32_t *index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), from, sizeof(float));
 }

@@ -1,6 +1,7 @@
 /* What every x86-64 has: SSE2, 16 registers of 4 lanes, no FMA, so results differ in the last bits from the others. */
 #include <emmintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define LANES 4
 #define VEC_REGISTER "x"
@@ -30,6 +31,20 @@ static inline vec interleave_low(vec a, vec b) {
 
 static inline vec interleave_high(vec a, vec b) {
     return _mm_unpackhi_ps(a, b);
+}
+
+/* The first n < LANES lanes; the others are zero, or stay as they are in memory. */
+static inline vec load_first(const void *p, int n) {
+    float lanes[LANES] = {0};
+    for (int i = 0; i < n; i++) memcpy(lanes + i, (const char *)p + i * sizeof(float), sizeof(float));
+    return (vec){lanes[0], lanes[1], lanes[2], lanes[3]};
+}
+
+static inline void store_first(void *p, vec v, int n) {
+    for (int i = 0; i < n; i++) {
+        const float lane = v[i];
+        memcpy((char *)p + i * sizeof(float), &lane, sizeof lane);
+    }
 }
 
 static inline vec gather(const float *from, const int32_t *index) {

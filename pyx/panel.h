@@ -7,13 +7,12 @@ INLINE void swap(ptrdiff_t *a, ptrdiff_t *b) {
 }
 
 INLINE void copy_run(char *dst, const char *src, ptrdiff_t n) {
-    if (n < LANES) {
-        for (ptrdiff_t i = 0; i < n; i++) ((loose_float *)dst)[i] = ((const loose_float *)src)[i];
-        return;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(dst + i * sizeof(float), load(src + i * sizeof(float)));
+    if (i < n) {
+        const int left = (int)(n - i);
+        store_first(dst + i * sizeof(float), load_first(src + i * sizeof(float), left), left);
     }
-    for (ptrdiff_t i = 0; i + LANES <= n; i += LANES) store(dst + i * sizeof(float), load(src + i * sizeof(float)));
-    /* the last vector again where n is no multiple of LANES: it overlaps the one before */
-    store(dst + (n - LANES) * sizeof(float), load(src + (n - LANES) * sizeof(float)));
 }
 
 INLINE void transpose(vec *m) {
@@ -27,22 +26,38 @@ INLINE void transpose(vec *m) {
     }
 }
 
+/* One square of dst[i][j] = src[j][i], or the part of it with `rows` < LANES rows or `lanes` < LANES lanes. */
+INLINE void copy_square(char *dst, ptrdiff_t d_row, const char *src, ptrdiff_t s_lane, int rows, int lanes) {
+    vec m[LANES];
+    UNROLL for (int l = 0; l < LANES; l++) {
+        m[l] = l >= lanes      ? splat(0.0f)
+               : rows == LANES ? load(src + l * s_lane)
+                               : load_first(src + l * s_lane, rows);
+    }
+    transpose(m);
+    UNROLL for (int l = 0; l < LANES; l++) {
+        if (l >= rows) continue;
+        if (lanes == LANES) {
+            store(dst + l * d_row, m[l]);
+        } else {
+            store_first(dst + l * d_row, m[l], lanes);
+        }
+    }
+}
+
 /* dst[i][j] = src[j][i], i < rows, j < lanes, both with unit stride in the second index. */
 static void copy_transposed(char *dst, ptrdiff_t d_row, const char *src, ptrdiff_t s_lane, ptrdiff_t rows,
                             ptrdiff_t lanes) {
-    const ptrdiff_t whole_rows = rows - rows % LANES, whole_lanes = lanes - lanes % LANES;
-    for (ptrdiff_t j = 0; j < whole_lanes; j += LANES) {
-        for (ptrdiff_t i = 0; i < whole_rows; i += LANES) {
-            vec m[LANES];
-            UNROLL for (int l = 0; l < LANES; l++) m[l] = load(src + (j + l) * s_lane + i * sizeof(float));
-            transpose(m);
-            UNROLL for (int l = 0; l < LANES; l++) store(dst + (i + l) * d_row + j * sizeof(float), m[l]);
-        }
-    }
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        for (ptrdiff_t j = i < whole_rows ? whole_lanes : 0; j < lanes; j++) {
-            *(loose_float *)(dst + i * d_row + j * sizeof(float)) =
-                *(const loose_float *)(src + j * s_lane + i * sizeof(float));
+    for (ptrdiff_t j = 0; j < lanes; j += LANES) {
+        for (ptrdiff_t i = 0; i < rows; i += LANES) {
+            char *to = dst + i * d_row + j * (ptrdiff_t)sizeof(float);
+            const char *from = src + j * s_lane + i * (ptrdiff_t)sizeof(float);
+            if (i + LANES <= rows && j + LANES <= lanes) {
+                copy_square(to, d_row, from, s_lane, LANES, LANES);
+            } else {
+                const int height = (int)(rows - i < LANES ? rows - i : LANES);
+                copy_square(to, d_row, from, s_lane, height, (int)(lanes - j < LANES ? lanes - j : LANES));
+            }
         }
     }
 }
@@ -157,25 +172,21 @@ static void transform(float *x, ptrdiff_t n, const float *scale, const float *sh
     }
     activate(activation, x, whole / LANES);
     if (whole < n) {
-        float part[3][LANES] = {{0}};
-        const size_t bytes = (n - whole) * sizeof(float);
-        memcpy(part[0], x + whole, bytes);
-        if (channels_along) {
-            memcpy(part[1], scale + whole, bytes);
-            memcpy(part[2], shift + whole, bytes);
-        }
-        const vec v = load(part[0]);
-        store(part[0], channels_along ? fmadd(v, load(part[1]), load(part[2])) : fmadd(v, s, t));
-        activate(activation, part[0], 1);
-        memcpy(x + whole, part[0], bytes);
+        const int left = (int)(n - whole);
+        const vec v = load_first(x + whole, left);
+        float part[LANES];
+        store(part, channels_along ? fmadd(v, load_first(scale + whole, left), load_first(shift + whole, left))
+                                   : fmadd(v, s, t));
+        activate(activation, part, 1);
+        store_first(x + whole, load(part), left);
     }
 }
 
 static void pack(const pack_t *p) {
-    /* Some channels of all panels, then the next ones: a channels-first map is read in long runs. */
-    enum { CHANNELS_AT_ONCE = 32 };
-    for (ptrdiff_t channel = 0; channel < p->depth; channel += CHANNELS_AT_ONCE) {
-        const ptrdiff_t left = p->depth - channel, depth = left < CHANNELS_AT_ONCE ? left : CHANNELS_AT_ONCE;
+    /* Some channels of all panels, then the next ones, where pixels lie side by side: so a map is read in long runs. */
+    const ptrdiff_t at_once = p->channel_step < p->step ? p->depth : 32;
+    for (ptrdiff_t channel = 0; channel < p->depth; channel += at_once) {
+        const ptrdiff_t left = p->depth - channel, depth = left < at_once ? left : at_once;
         ptrdiff_t done = 0;
         while (done < p->count) {
             const ptrdiff_t column = (p->at + done) % p->width, room = p->width - column;

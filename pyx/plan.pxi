@@ -6,6 +6,7 @@
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
+    FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
     THREAD_CYCLES = 50000          # work that is worth waking another thread for
     ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
 
@@ -101,13 +102,27 @@ cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
 
 cdef inline double tile_cycles(Py_ssize_t rows, int vectors) noexcept nogil:
     """One channel of a tile: bound by FMAs, by loads, or by the latency of too few sums."""
-    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0) + 0.25
+    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0) + 0.06 * (rows + vectors) + 0.25
 
 
 cdef double rows_cycles(const Side* rows, int vectors) noexcept nogil:
     """One channel of a column of tiles."""
     return (rows.extra * tile_cycles(rows.base + 1, vectors)
             + (rows.tiles - rows.extra) * tile_cycles(rows.base, vectors))
+
+
+cdef bint crowded(Py_ssize_t step, Py_ssize_t lines) noexcept nogil:
+    """Do so many lines, `step` floats apart, fall on so few sets of a cache way of 64 KiB that they push each other out?
+
+    They repeat after way / gcd(step, way) lines; a set is taken to hold eight.
+    """
+    cdef Py_ssize_t way = 65536, bytes = (step if step > 0 else -step) * <Py_ssize_t> sizeof(float), rest
+    cdef Py_ssize_t divisor = way
+    while bytes:
+        rest = divisor % bytes
+        divisor = bytes
+        bytes = rest
+    return 8 * (way // max(divisor, 64)) < lines
 
 
 cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
@@ -123,22 +138,35 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef double vectors_in = <double> p.pixels * p.depth / isa.lanes
     cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
     cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
-    # A tile that is stored by the kernel, through scratch, or transposed on its way.
-    cycles += vectors_out * (2.0 if p.plain and lanes_out else 6.0 if lanes_out else 12.0)
+    # A tile that is stored by its kernel, through scratch, or transposed on its way: then in runs as long as it has rows.
+    cycles += vectors_out * (1.0 if p.plain and lanes_out else 6.0 if lanes_out
+                             else 4.0 + 1.5 * isa.lanes * rows.tiles / rows.n)
     if plan.packed:
-        if plan.rowwise or p.x_step == 1:
-            cycles += vectors_in * (4.0 if p.transformed else 2.0)
-        elif p.x_channel_step == 1:
-            cycles += vectors_in * (8.0 if p.transformed else 6.0)
-        else:
-            cycles += vectors_in * isa.lanes * 2.0
+        # Runs copied, squares transposed, or elements one by one.
+        cycles += vectors_in * (
+            (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * isa.lanes)
+            + (3.0 if p.transformed else 0.0))
     elif plan.pixels_on_lanes:
-        # Channels far apart: each pass over the panel walks many pages and cache sets.
-        if p.x_channel_step >= 512 or p.x_channel_step <= -512:
-            cycles += vectors_in * min(rows.tiles - 1, 4) * 1.5
+        # Each pass over a panel walks as many lines as it has channels: farther apart, and in few sets of the cache.
+        cycles += vectors_in * (rows.tiles - 1) * (4.0 if crowded(p.x_channel_step, plan.depth_block) else 0.1)
+    if plan.pixels_on_lanes and p.outs * p.depth * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
+        # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
+        cycles += <double> p.outs * p.depth / isa.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
     if p.weights_step:
         cycles += <double> p.outs * p.depth / isa.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
     return cycles * p.groups * p.spans
+
+
+cdef inline Py_ssize_t cache_room() noexcept nogil:
+    """Floats of one of the things that share the second-level cache while a block is computed."""
+    return cache_bytes[2] // 4 // sizeof(float)
+
+
+cdef Py_ssize_t choose_depth_block(Py_ssize_t depth) noexcept nogil:
+    """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles."""
+    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // FEW_PIXELS // SUM_BLOCK * SUM_BLOCK)
+    cdef Py_ssize_t blocks = ceil_div(depth, most)
+    return depth if blocks <= 1 else ceil_div(ceil_div(depth, blocks), SUM_BLOCK) * SUM_BLOCK
 
 
 cdef Plan choose_plan(const Problem* p) noexcept nogil:
@@ -147,7 +175,7 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     cdef int on_lanes, packed, vectors
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> p.isa)
-    plan.depth_block = p.depth if p.depth <= 2 * SUM_BLOCK else SUM_BLOCK
+    plan.depth_block = choose_depth_block(p.depth)
     plan.out_blocks = 1
     plan.cycles = -1.0
     best = plan
@@ -170,11 +198,6 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
                 if best.cycles < 0 or plan.cycles < best.cycles:
                     best = plan
     return best
-
-
-cdef inline Py_ssize_t cache_room() noexcept nogil:
-    """Floats of one of the things that share the second-level cache while a block is computed."""
-    return cache_bytes[2] // 4 // sizeof(float)
 
 
 cdef void limit_sums(Py_ssize_t depth, Py_ssize_t outs, Plan* plan, Py_ssize_t pixel_block) noexcept nogil:

@@ -38,6 +38,7 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
     const char *a[(MAX_ROWS + 2) / 3];
     const ptrdiff_t a_step = t->a_step, b_step = t->b_step, ahead_step = t->ahead_step;
     ptrdiff_t left = t->depth;
+    const int ahead_all = t->ahead_all;
     int first = t->first;
     vec sum[MAX_ROWS][MAX_VECTORS];
 
@@ -53,7 +54,10 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
                 const vec row = splat(*(const loose_float *)at);
                 UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fmadd(row, lane[v], sum[r][v]);
             }
-            UNROLL for (int i = 0; i < VECTORS * (int)sizeof(vec); i += LINE) __builtin_prefetch(ahead + i);
+            __builtin_prefetch(ahead);
+            if (ahead_all) {
+                UNROLL for (int i = LINE; i < VECTORS * (int)sizeof(vec); i += LINE) __builtin_prefetch(ahead + i);
+            }
             UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] += A_ROWWISE ? (ptrdiff_t)sizeof(float) : a_step;
             b += b_step;
             ahead += ahead_step;
@@ -71,13 +75,17 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
     }
 
     const vec low = splat(t->low), high = splat(t->high);
+    const int last_lanes = (int)(t->lanes - (VECTORS - 1) * LANES);
     char *y = t->y;
-    const ptrdiff_t y_step = t->y_step;
-    if (t->bias_on_lanes) {
-        UNROLL for (int r = 0; r < ROWS; r++, y += y_step) UNROLL for (int v = 0; v < VECTORS; v++)
-            store(y + v * sizeof(vec), clip(sum[r][v] + load(t->bias + v * LANES), low, high));
-    } else {
-        UNROLL for (int r = 0; r < ROWS; r++, y += y_step) UNROLL for (int v = 0; v < VECTORS; v++)
-            store(y + v * sizeof(vec), clip(sum[r][v] + splat(t->bias[r]), low, high));
+    UNROLL for (int r = 0; r < ROWS; r++, y += t->y_step) {
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const vec bias = t->bias_on_lanes ? load(t->bias + v * LANES) : splat(t->bias[r]);
+            const vec out = clip(sum[r][v] + bias, low, high);
+            if (v < VECTORS - 1 || last_lanes == LANES) {
+                store(y + v * sizeof(vec), out);
+            } else {
+                store_first(y + v * sizeof(vec), out, last_lanes);
+            }
+        }
     }
 }
