@@ -1,0 +1,219 @@
+"""Calls whose arrays lie between pages that nobody may touch: the slightest step outside ends the process.
+
+Inputs are read-only pages meanwhile, and what lies between the elements of `out` is compared afterwards. So any read
+outside of any array, and any write but to the elements of `out`, is found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import random
+import sys
+
+import ml_dtypes
+import numpy as np
+import oracle
+
+import pwconv
+from pwconv import _engine as engine
+
+PAGE = mmap.PAGESIZE
+NOTHING, READ, READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
+UNTOUCHED = 0xA5
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Field:
+    """Pages with a fence on both sides."""
+
+    def __init__(self, nbytes: int):
+        self.nbytes = -(-max(nbytes, 1) // PAGE) * PAGE
+        self._mapping = mmap.mmap(-1, self.nbytes + 2 * PAGE)
+        self._bytes = np.frombuffer(self._mapping, np.uint8)
+        self.inside = self._bytes[PAGE:-PAGE]
+        self._protect(self._bytes[:PAGE], NOTHING)
+        self._protect(self._bytes[-PAGE:], NOTHING)
+
+    @staticmethod
+    def _protect(pages: np.ndarray, access: int) -> None:
+        if libc.mprotect(ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.nbytes), access):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def close_for_writing(self) -> None:
+        self._protect(self.inside, READ)
+
+
+def place(rng: random.Random, values: np.ndarray, views: bool = True) -> tuple[np.ndarray, Field]:
+    """A copy of `values` with random strides whose first or last byte lies at a fence; the rest is left untouched."""
+    item = values.itemsize
+    strides = [item] * values.ndim
+    order = list(range(values.ndim))
+    steps = [1] * values.ndim
+    if views and rng.random() < 0.6:
+        item += rng.choice((0, 0, item, 3))
+        rng.shuffle(order)
+        steps = [rng.choice((1, 1, 1, 2, -1, -2)) for _ in order]
+    unit = item
+    for axis in reversed(order):
+        strides[axis] = unit * steps[axis]
+        unit *= max(values.shape[axis], 1) * abs(steps[axis])
+    reaches = [(length - 1) * stride for length, stride in zip(values.shape, strides, strict=True) if length]
+    low, high = sum(min(reach, 0) for reach in reaches), sum(max(reach, 0) for reach in reaches) + values.itemsize
+    field = Field(high - low)
+    field.inside[:] = UNTOUCHED
+    start = -low if rng.random() < 0.5 else field.nbytes - high
+    view = np.ndarray(values.shape, values.dtype, buffer=field.inside, offset=start, strides=strides)
+    view[...] = values
+    return view, field
+
+
+KINDS = (np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16)
+LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NC", "NCDHW", "NDHWC")
+CHANNELS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 48, 63, 100, 255, 256, 257, 300, 513, 600)
+SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 31, 33, 50)
+MOST = 6_000_000  # multiplications of one problem, enough for more than one thread
+
+
+class Problem:
+    """A random layer, and a call of it."""
+
+    def __init__(self, seed: int):
+        rng = random.Random(seed)
+        self.rng = rng
+        self.numbers = np.random.default_rng(seed)
+        while True:
+            layout = rng.choice(LAYOUTS)
+            groups = rng.choice((1, 1, 1, 2, 3))
+            depth, outs = rng.choice(CHANNELS), rng.choice(CHANNELS)
+            sizes = {letter: rng.choice(SIZES) for letter in layout}
+            sizes["N"] = rng.choice((1, 1, 2, 3))
+            pixels = np.prod([sizes[letter] for letter in layout if letter != "C"])
+            if groups * depth * outs * pixels < MOST:
+                break
+        sizes["C"] = groups * depth
+        self.stride = rng.choice((1, 1, 2, 3))
+        rest = [letter for letter in layout if letter != "N"]
+        rng.shuffle(rest)
+        out_layout = "N" * ("N" in layout) + "".join(rest) if rng.random() < 0.2 else layout
+        shape = tuple(sizes[letter] for letter in layout)
+        for letter in layout:
+            if letter not in "NC":
+                sizes[letter] = -(-sizes[letter] // self.stride)
+        sizes["C"] = groups * outs
+        self.out_shape = tuple(sizes[letter] for letter in out_layout)
+        self.options = {
+            "layout": layout,
+            "out_layout": out_layout,
+            "groups": groups,
+            "stride": self.stride,
+            "activation": rng.choice((None, None, "relu", "silu", "gelu")),
+            "input_activation": rng.choice((None, None, None, "relu")),
+        }
+        self.x = self.draw(shape, rng.choice((np.float32,) * 4 + KINDS))
+        self.parts = []
+        if sizes["C"] and rng.random() < 0.2 and shape[layout.index("C")] > 1:
+            cut = rng.randrange(1, shape[layout.index("C")])
+            self.parts = np.split(self.x, [cut], axis=layout.index("C"))
+        self.weight = self.draw((groups * outs, depth))
+        batch = sizes["N"] if "N" in layout else 1
+        optional = {
+            "bias": (groups * outs,),
+            "input_scale": rng.choice(((groups * depth,), (batch, groups * depth))),
+            "input_shift": rng.choice(((groups * depth,), (batch, groups * depth))),
+            "output_scale": rng.choice(((groups * outs,), (batch, groups * outs))),
+            "residual": self.out_shape,
+        }
+        self.given = {name: self.draw(shape) for name, shape in optional.items() if rng.random() < 0.3}
+
+    def draw(self, shape: tuple[int, ...], kind: type = np.float32) -> np.ndarray:
+        if kind in (np.uint8, np.int8, np.uint16, np.int16):
+            return self.numbers.integers(0, 100, shape).astype(kind)
+        return self.numbers.standard_normal(shape, np.float32).astype(kind)
+
+    def __repr__(self) -> str:
+        form = [part.shape for part in self.parts] or self.x.shape
+        return f"x {form} {self.x.dtype}, weight {self.weight.shape}, {self.options}, {sorted(self.given)}"
+
+    def fenced(self) -> tuple[list[np.ndarray] | np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """All inputs between fences, read-only from now on."""
+        fields = []
+
+        def inside(values: np.ndarray, views: bool = True) -> np.ndarray:
+            view, field = place(self.rng, values, views)
+            fields.append(field)
+            return view
+
+        x = [inside(part) for part in self.parts] or inside(self.x)
+        weight = inside(self.weight)
+        # Tables with strides would be copied before the engine sees them.
+        given = {name: inside(values, views=name == "residual") for name, values in self.given.items()}
+        for field in fields:
+            field.close_for_writing()
+        return x, weight, given
+
+    def check(self, threads: int) -> None:
+        """The function and a layer, between fences, give what they give elsewhere, and write nothing but that."""
+        expected = pwconv.pointwise_conv(self.parts or self.x, self.weight, num_threads=1, **self.given, **self.options)
+        x, weight, given = self.fenced()
+        bias = given.pop("bias", None)
+        layer = pwconv.PointwiseConv(weight, bias, **self.options)
+        for compute in (lambda **out: pwconv.pointwise_conv(x, weight, bias, **self.options, **given, **out),
+                        lambda **out: layer(x, **given, **out)):  # fmt: skip
+            out, field = place(self.rng, np.empty(self.out_shape, np.float32))
+            out[...] = np.nan
+            compute(out=out, num_threads=threads)
+            assert oracle.same_bits(out, expected)
+            out[...] = np.full(1, UNTOUCHED * 0x01010101, np.uint32).view(np.float32)
+            assert (field.inside == UNTOUCHED).all(), "something was written between the elements of out"
+
+    def check_several(self, threads: int) -> None:
+        """Branches, and a chain with a residual in the middle and a result that is kept, between fences."""
+        options = self.options | {"out_layout": self.options["layout"]}
+        bias = self.given.get("bias")
+        layer = pwconv.PointwiseConv(self.weight, bias, **options)
+        other = pwconv.PointwiseConv(self.weight[::-1], bias, **options)
+        weight = self.draw((self.rng.choice(CHANNELS[:12]), layer.out_channels))
+        after = pwconv.PointwiseConv(weight, layout=options["layout"], activation="relu")
+        middle = layer(self.parts or self.x, num_threads=1)
+        added = self.draw(middle.shape)
+        x, *_ = self.fenced()
+        residual, field = place(self.rng, added)
+        field.close_for_writing()
+
+        chain = pwconv.PointwiseChain([layer, after])
+        before = layer(self.parts or self.x, residual=added, num_threads=1)
+        expected = after(before, num_threads=1)
+        out, _ = place(self.rng, np.zeros(expected.shape, np.float32))
+        kept, _ = chain(x, residual={0: residual}, keep=(0,), out=out, num_threads=threads)
+        assert oracle.same_bits(kept, before)
+        assert oracle.same_bits(out, expected)
+        out[...] = 0
+        chain(x, residual={0: residual}, out=out, num_threads=threads)
+        assert oracle.same_bits(out, expected)
+
+        outs = tuple(place(self.rng, np.zeros(middle.shape, np.float32))[0] for _ in range(2))
+        pwconv.PointwiseBranches([layer, other])(x, out=outs, num_threads=threads)
+        assert oracle.same_bits(outs[0], middle)
+        assert oracle.same_bits(outs[1], other(self.parts or self.x, num_threads=1))
+
+
+def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
+    """Problems with these seeds; what was last printed is the one that a crash belongs to."""
+    engine.set_isa(isa)
+    for seed in seeds:
+        problem = Problem(seed)
+        print(f"seed {seed}: {problem}", flush=True)
+        problem.check(threads)
+        if seed % 4 == 0:
+            problem.check_several(threads)
+
+
+def step_over(where: str) -> None:
+    """Shows that fences hold: this must crash."""
+    view, field = place(random.Random(0), np.zeros(PAGE, np.uint8), views=False)
+    field.close_for_writing()
+    at = {"before": view.ctypes.data - 1, "after": view.ctypes.data + PAGE, "inside": view.ctypes.data}[where]
+    sys.stdout.flush()
+    ctypes.memset(at, 0, 1) if where == "inside" else ctypes.string_at(at, 1)
