@@ -4,17 +4,20 @@ __version__ = "0.1.0"
 
 from pwconv import reference
 from pwconv.classify import PixelClassifier
+from pwconv.costs import Cost, conv_cost
 from pwconv.functional import pointwise_conv, verify
 from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 
 __all__ = [
+    "Cost",
     "PixelClassifier",
     "PointwiseBranches",
     "PointwiseChain",
     "PointwiseConv",
     "__version__",
     "config",
+    "conv_cost",
     "get_num_threads",
     "pointwise_conv",
     "reference",

@@ -251,6 +251,14 @@ def bias_vector(bias: Any, out_channels: int) -> Float32Array | None:
     return np.ascontiguousarray(array)
 
 
+def norm_vector(value: Any, name: str, out_channels: int) -> NDArray[np.float64]:
+    """Return a vector of a batch norm behind a layer in float64."""
+    vector = foreign_numbers(value, name).astype(np.float64)
+    if vector.shape != (out_channels,):
+        raise ValueError(f"{name} must have shape (C_out,) = ({out_channels},), got {vector.shape}")
+    return vector
+
+
 # Calls ----------------------------------------------------------------------------------------------------------------
 
 
@@ -666,12 +674,17 @@ def _maps(x: Any) -> Maps:
 
 def foreign_array(value: Any, name: str) -> Float32Array:
     """Return the weights of another library as float32: rounded, off their autograd graph and on the CPU."""
+    return foreign_numbers(value, name).astype(np.float32)
+
+
+def foreign_numbers(value: Any, name: str) -> NDArray[Any]:
+    """Return numbers of another library as an array of integers or floats."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()  # which holds all floats of torch, and NumPy has it
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
-    return array.astype(np.float32)
+    return array
 
 
 def float32_array(value: Any, name: str) -> Float32Array:

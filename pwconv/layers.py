@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import operator
 import pickle
 import zlib
@@ -10,8 +11,9 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
 
-from pwconv import arguments, reference, runtime
+from pwconv import adapters, arguments, reference, runtime
 from pwconv.arguments import ActivationLike, Call, Float32Array, Spec, StrideLike
+from pwconv.costs import Cost, count
 
 if runtime.engine is None:
     from pwconv.reference import Layer
@@ -110,9 +112,8 @@ class PointwiseConv(Immutable, Layer):
         matrix = arguments.weight_matrix(weight, spec)
         layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec)
 
-        own_weight = layer.matrix if spec.weight_layout == "OI" else layer.matrix.T
         attributes: dict[str, Any] = spec._asdict() | {
-            "weight": own_weight.reshape(weight.shape),
+            "weight": _as_kernel(layer.matrix, spec.weight_layout, weight.shape),
             "bias": None if layer.bias1d is None else layer.bias1d[:],
             "in_channels": matrix.shape[1] * spec.groups,
             "out_channels": len(matrix),
@@ -122,6 +123,63 @@ class PointwiseConv(Immutable, Layer):
         }
         layer._set(**attributes)
         return layer
+
+    @classmethod
+    def from_torch(cls, module: Any, **kw: Any) -> Self:
+        """Make a layer of a torch `Conv1d`, `Conv2d` or `Conv3d` with a kernel of one pixel, or of a `Linear`.
+
+        Weights are copied, and rounded to float32. A convolution is channels-first ("NCL", "NCHW", "NCDHW"), a `Linear`
+        "channels_last", unless `layout` says otherwise. `**kw` are the constructor's and come before the module's own.
+
+        Raises TypeError for another module, ValueError for a larger kernel, padding or a transposed convolution.
+        """
+        return cls(**adapters.from_torch(module, kw))
+
+    @classmethod
+    def from_keras(cls, layer: Any, **kw: Any) -> Self:
+        """Make a layer of a Keras `Conv1D`, `Conv2D` or `Conv3D` with a kernel of one pixel, or of a `Dense`.
+
+        Weights are copied, and rounded to float32; the layer's activation is taken over. A convolution is as its
+        `data_format` says, a `Dense` "channels_last", unless `layout` says otherwise. `**kw` are the constructor's and
+        come before the layer's own.
+
+        Raises TypeError for another layer, ValueError for a larger kernel, a transposed or depthwise convolution, or an
+        activation that has no counterpart.
+        """
+        return cls(**adapters.from_keras(layer, kw))
+
+    def fold_batchnorm(self, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5) -> Self:
+        """Return a layer with a batch norm, which follows this convolution and precedes its activation, folded in.
+
+        The norm is `gamma * (y - mean) / sqrt(var + eps) + beta` (Ioffe and Szegedy, "Batch Normalization", 2015).
+        Each vector is (C_out,) numbers; None as `gamma` or `beta` is 1 or 0. Weights are computed in float64.
+
+        Raises TypeError for what is no number, ValueError for wrong shapes, or if `var + eps` is not positive.
+        """
+        outs = self.out_channels
+        scale = np.ones(outs) if gamma is None else arguments.norm_vector(gamma, "gamma", outs)
+        shift = np.zeros(outs) if beta is None else arguments.norm_vector(beta, "beta", outs)
+        spread = arguments.norm_vector(var, "var", outs) + eps
+        if not (spread > 0).all():
+            raise ValueError(f"var + eps must be positive, got {spread.min()}")
+        scale = scale / np.sqrt(spread)
+        bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
+        shift = shift + (bias - arguments.norm_vector(mean, "mean", outs)) * scale
+        matrix = (self.matrix * scale[:, np.newaxis]).astype(np.float32)
+        weight = _as_kernel(matrix, self.weight_layout, self.weight.shape)
+        return type(self)(weight, shift.astype(np.float32), **self._options())
+
+    def cost(self, shape: Sequence[int]) -> Cost:
+        """Return what the layer costs for an `x` of this shape: pixels that a stride leaves out are not read."""
+        return self._cost(arguments.check_shape(self.spec, self.matrix.shape, shape))
+
+    def _cost(self, call: Call) -> Cost:
+        biases = 0 if self.bias is None else self.out_channels
+        return count(self.in_channels, self.out_channels, _pixels(call), groups=self.groups, biases=biases)
+
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments but for weight and bias."""
+        return {name: getattr(self, name) for name in Spec._fields}
 
     def __repr__(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]
@@ -138,7 +196,7 @@ class PointwiseConv(Immutable, Layer):
         export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
         weight = export(np.ascontiguousarray(self.weight))
         bias = None if self.bias is None else export(self.bias)
-        shape, options = self.weight.shape, {name: getattr(self, name) for name in Spec._fields}
+        shape, options = self.weight.shape, self._options()
         return _unpickle, (type(self), _checksum(weight, bias, shape, options), weight, bias, shape, options)
 
 
@@ -157,6 +215,16 @@ def _checksum(weight: Any, bias: Any, *told: Any) -> int:
     for data in (weight, b"no bias" if bias is None else bias):
         checksum = zlib.crc32(data, checksum)
     return checksum
+
+
+def _as_kernel(matrix: Float32Array, weight_layout: str, shape: tuple[int, ...]) -> Float32Array:
+    """Return a matrix (C_out, C_in // groups) in the shape in which a weight was given."""
+    return (matrix if weight_layout == "OI" else matrix.T).reshape(shape)
+
+
+def _pixels(call: Call) -> int:
+    """Return how many pixels all images of a result have together."""
+    return math.prod(size for letter, size in zip(call.out_layout, call.out_shape, strict=True) if letter != "C")
 
 
 def _plain(activation: ActivationLike) -> ActivationLike:
@@ -204,6 +272,9 @@ class Layers(Immutable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.layers,)
+
+    def _sum_of_costs(self, calls: tuple[Call, ...]) -> Cost:
+        return sum((layer._cost(call) for layer, call in zip(self.layers, calls, strict=True)), start=Cost(0, 0, 0))
 
     def _run(self, calls: tuple[Call, ...], outs: tuple[Float32Array | None, ...]) -> None:
         """Fill `outs`; where one is None, no more of a map exists than the next layer needs."""
@@ -272,6 +343,12 @@ class PointwiseChain(Layers):
             results[last] = out  # the very object that was given
         return tuple(results[i] for i in (*kept, last)) if kept else results[last]
 
+    def cost(self, shape: Sequence[int]) -> Cost:
+        """Return what the chain costs for an `x` of this shape; maps in between are not moved."""
+        calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
+        between = _pixels(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
+        return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
+
 
 class PointwiseBranches(Layers):
     """Pointwise layers that all read the same input, which is read once.
@@ -318,6 +395,12 @@ class PointwiseBranches(Layers):
         self._run(calls, tuple(results))
         given = [None] * len(calls) if out is None else out
         return tuple(result if receiver is None else receiver for result, receiver in zip(results, given, strict=True))
+
+    def cost(self, shape: Sequence[int]) -> Cost:
+        """Return what the branches cost for an `x` of this shape, which is read once."""
+        calls = arguments.check_branches(self.layers, arguments.array_of_shape(shape))
+        again = _pixels(calls[0]) * self.in_channels * (len(calls) - 1)
+        return self._sum_of_costs(calls) - Cost(0, 0, 4 * again)
 
 
 def _joined(shapes: list[tuple[int, ...]], axis: int) -> tuple[Float32Array, tuple[Float32Array, ...]]:

@@ -1,0 +1,85 @@
+"""What convolutions cost: counted, not measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from pwconv.arguments import positive_int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a computation takes, or the ratio of two such costs.
+
+    Costs add up (`sum` too), and are subtracted from and divided by each other field by field, or divided by a number.
+
+    Attributes
+    ----------
+    macs : multiplications, each with an addition.
+    parameters : weights and biases.
+    bytes : float32 maps and parameters, each moved once between memory and processor.
+    """
+
+    macs: float
+    parameters: float
+    bytes: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __radd__(self, other: int) -> "Cost":
+        return self if other == 0 else NotImplemented  # where sum() starts
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __truediv__(self, other: "Cost | float") -> "Cost":
+        divisors = astuple(other) if isinstance(other, Cost) else (other,) * 3
+        return Cost(*(a / b for a, b in zip(astuple(self), divisors, strict=True)))
+
+
+def conv_cost(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | Sequence[int],
+    spatial: int | Sequence[int],
+    groups: int = 1,
+) -> Cost:
+    """Return the cost of a convolution without bias whose result has as many pixels as its input.
+
+    Parameters
+    ----------
+    in_channels, out_channels, groups : as of a layer.
+    kernel : length of the kernel along each spatial axis.
+    spatial : pixels along each spatial axis. Where a single number stands, it holds for all axes, and for two if there
+        are only single numbers.
+
+    Raises
+    ------
+    TypeError for what is no integer, ValueError for one below 1, or if `kernel` and `spatial` differ in axes, or if
+    `groups` does not divide the channels.
+    """
+    axes = next((len(sizes) for sizes in (kernel, spatial) if isinstance(sizes, list | tuple)), 2)
+    ins, outs = positive_int(in_channels, "in_channels"), positive_int(out_channels, "out_channels")
+    if ins % positive_int(groups, "groups") or outs % groups:
+        raise ValueError(f"groups must divide in_channels={ins} and out_channels={outs}, got {groups}")
+    return count(ins, outs, _product(spatial, axes, "spatial"), taps=_product(kernel, axes, "kernel"), groups=groups)
+
+
+def count(in_channels: int, out_channels: int, pixels: int, *, taps: int = 1, groups: int = 1, biases: int = 0) -> Cost:
+    """Return the cost of a convolution with so many taps per kernel, and pixels in all images together."""
+    weights = in_channels // groups * out_channels * taps
+    maps = pixels * (in_channels + out_channels)
+    return Cost(pixels * weights, weights + biases, 4 * (maps + weights + biases))
+
+
+def _product(sizes: int | Sequence[int], axes: int, name: str) -> int:
+    if not isinstance(sizes, list | tuple):
+        return positive_int(sizes, name) ** axes
+    if len(sizes) != axes:
+        raise ValueError(f"{name} must be one integer, or one for each of {axes} axes, got {sizes}")
+    return math.prod(positive_int(size, f"{name}[{axis}]") for axis, size in enumerate(sizes))
