@@ -104,11 +104,7 @@ def test_children_compute(computing):
 
 
 def fork_a_process_without_a_team():
-<<<<<<< Updated upstream
-    """Only threads that compute alone are busy: they are not in the child, which need not spare them any room."""
-=======
     """Only threads that compute alone are busy: they are not in the child, where as many are free as ever."""
->>>>>>> Stashed changes
     layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
     expected = layer(X, num_threads=1).tobytes()
     stop = threading.Event()
@@ -120,9 +116,6 @@ def fork_a_process_without_a_team():
     workers = [threading.Thread(target=work) for _ in range(3)]
     for worker in workers:
         worker.start()
-<<<<<<< Updated upstream
-    children = [fork(lambda: compute_everywhere(layer, expected)) for _ in range(CHILDREN)]
-=======
 
     def body():
         compute_everywhere(layer, expected)
@@ -130,7 +123,6 @@ def fork_a_process_without_a_team():
         assert process.threads_that_compute(lambda: layer(X, num_threads=2)) == available
 
     children = [fork(body) for _ in range(CHILDREN)]
->>>>>>> Stashed changes
     stop.set()
     for worker in workers:
         worker.join()
