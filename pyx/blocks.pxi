@@ -278,32 +278,38 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
     move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
 
 
-cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssize_t lane_tile, Py_ssize_t lane_tiles,
-                             Py_ssize_t row_tile, Py_ssize_t row_tiles) noexcept nogil:
+cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssize_t lane, Py_ssize_t row_tile,
+                             Py_ssize_t row_tiles) noexcept nogil:
     """Chooses what a tile fetches for later: pixels or weights that come from far, never both.
 
     The next panel of lanes is shared out among the rows of this one: a line of each channel at a time, all at once
     where there are few rows. Pixels that are rows and in place follow each other in memory, tile after tile.
     """
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t lines = max(<Py_ssize_t> 1, p.vectors * p.isa.lanes * <Py_ssize_t> sizeof(float) // 64)
-    cdef Py_ssize_t weights = t.depth * t.outs * sizeof(float)
+    cdef Py_ssize_t panel = p.vectors * p.isa.lanes * sizeof(float)
+    cdef Py_ssize_t lines = max(<Py_ssize_t> 1, panel // 64)
+    cdef Py_ssize_t next_pixel
+    cdef Run run
     tile.ahead = tile.b
     tile.ahead_step = tile.b_step
     tile.ahead_all = False
-    if not p.pixels_on_lanes and not p.packed and weights <= <Py_ssize_t> cache_bytes[2] // 2:
-        if lane_tile == 0 and row_tile + 1 < row_tiles:
+    if p.pixels_on_lanes:
+        # The pixels behind this tile; those of the next block where this block's are packed already.
+        next_pixel = b.first + lane + (b.pixels if p.packed else panel // <Py_ssize_t> sizeof(float))
+        run = run_from(b.x, next_pixel)
+        if run.count <= 0 or run.step != sizeof(float):
+            return
+        tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+        tile.ahead_step = b.x.channel_step
+    elif not p.packed and t.depth * t.outs * <Py_ssize_t> sizeof(float) <= <Py_ssize_t> cache_bytes[2] // 2:
+        if lane == 0 and row_tile + 1 < row_tiles:
             tile.ahead = b.strips[row_tile + 1].at
             tile.ahead_step = tile.a_step
             if p.rowwise:
                 tile.ahead_step = p.isa.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
         return
-    if lane_tile + 1 == lane_tiles or (p.pixels_on_lanes and p.packed):
-        return
-    if p.pixels_on_lanes:
-        tile.ahead = b.strips[lane_tile + 1].at
     else:
-        tile.ahead = tile.b + p.vectors * p.isa.lanes * t.depth * sizeof(float)
+        tile.ahead = tile.b + t.depth * panel
     tile.ahead_all = row_tiles < lines
     if not tile.ahead_all:
         tile.ahead += row_tile % lines * 64
@@ -374,8 +380,7 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
                     if run.count >= rows:
                         tile.y = run.at + y_offset + lane * sizeof(float)
                         tile.y_step = run.step
-            fetch_ahead(t, b, &tile, lane_tile - first_lane_tile, end_lane_tile - first_lane_tile,
-                        row_tile - first_row_tile, end_row_tile - first_row_tile)
+            fetch_ahead(t, b, &tile, lane, row_tile - first_row_tile, end_row_tile - first_row_tile)
             tile.partial = partial
             partial += partial_step
             isa.kernel[p.rowwise][vectors][rows](&tile)
