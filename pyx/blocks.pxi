@@ -257,11 +257,14 @@ cdef void move_tile(const Plan* p, const FeatureMap* m, Py_ssize_t span, bint to
 
 cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out,
                       Py_ssize_t outs, int vectors) noexcept nogil:
-    """The end of a tile that its kernel cannot store: any epilogue, any place."""
+    """The end of a tile that its kernel cannot store: any place, and any epilogue unless the kernel did a plain one."""
     cdef const Plan* p = &t.plan
     cdef Py_ssize_t pitch = vectors * p.isa.lanes
     cdef Py_ssize_t channel = b.group * t.outs + out
     cdef finish_t end
+    if t.plain:
+        move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
+        return
     end.sum = sum
     end.rows = outs if p.pixels_on_lanes else pixels
     end.vectors = vectors
@@ -330,9 +333,10 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     cdef const float* bias = t.bias + b.group * t.channel_pitch
     cdef Py_ssize_t y_offset = b.span * b.y.span_step + b.group * t.outs * b.y.channel_step
     cdef Py_ssize_t partial_step = tile_floats(p) if p.depth_block < t.depth else 0
-    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, row, rows
+    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows
     cdef float* partial = b.partial
-    cdef bint whole                # may the kernel store whole rows of lanes?
+    cdef bint whole                # may the kernel store rows of lanes where they belong?
+    cdef bint stored
     cdef tile_t tile
     cdef int vectors
     cdef Run run
@@ -347,31 +351,30 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
         lane = tile_start(lane_side, lane_tile)
         lanes = tile_start(lane_side, lane_tile + 1) - lane
         vectors = p.vectors if lanes == lane_side.width else vectors_for(isa, lanes)
-        tile.lanes = vectors * isa.lanes
-        whole = tile.last and t.plain and (lanes > tile.lanes - isa.lanes or b.y.slack)
+        width = vectors * isa.lanes
+        whole = tile.last and t.plain and (lanes > width - isa.lanes or b.y.slack)
         if on_lanes:
             tile.b = b.strips[lane_tile].at
             tile.b_step = b.strips[lane_tile].step
             run = run_from(b.y, b.first + lane)
             whole = whole and run.count >= lanes and run.step == sizeof(float)
-            tile.y_step = b.y.channel_step
         else:
-            tile.b_step = tile.lanes * sizeof(float)
-            tile.b = <const char*> (weights + lane * t.depth + b.channel * tile.lanes)
+            tile.b_step = width * sizeof(float)
+            tile.b = <const char*> (weights + lane * t.depth + b.channel * width)
             whole = whole and b.y.channel_step == sizeof(float)
             tile.bias = bias + lane
-        if not b.y.slack:
-            tile.lanes = lanes
         row = tile_start(row_side, first_row_tile)
         for row_tile in range(first_row_tile, end_row_tile):
             rows = row_side.base + (row_tile < row_side.extra)
             tile.y = NULL
+            tile.lanes = width if b.y.slack else lanes
             if on_lanes:
                 tile.a_step = rows * sizeof(float)
                 tile.a = <const char*> (weights + row * t.depth + b.channel * rows)
                 tile.bias = bias + row
                 if whole:
                     tile.y = run.at + y_offset + row * b.y.channel_step
+                    tile.y_step = b.y.channel_step
             else:
                 tile.a = b.strips[row_tile].at
                 tile.a_step = b.strips[row_tile].step
@@ -383,8 +386,13 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
             fetch_ahead(t, b, &tile, lane, row_tile - first_row_tile, end_row_tile - first_row_tile)
             tile.partial = partial
             partial += partial_step
+            stored = tile.y != NULL
+            if tile.last and t.plain and not stored:
+                tile.y = <char*> tile.partial
+                tile.y_step = width * sizeof(float)
+                tile.lanes = width
             isa.kernel[p.rowwise][vectors][rows](&tile)
-            if tile.last and tile.y == NULL:
+            if tile.last and not stored:
                 if on_lanes:
                     finish_tile(t, b, tile.partial, b.first + lane, lanes, row, rows, vectors)
                 else:

@@ -139,12 +139,14 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
     cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
     # A tile that is stored by its kernel, through scratch, or transposed on its way: then in runs as long as it has rows.
-    cycles += vectors_out * (1.0 if p.plain and lanes_out else 6.0 if lanes_out
-                             else 4.0 + 1.5 * isa.lanes * rows.tiles / rows.n)
+    cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 1.5 * isa.lanes * rows.tiles / rows.n)
+                             + (0.0 if p.plain else 5.0))
     if plan.pixels_on_lanes:
         # Lines of different channels lie on different pages: wide tiles visit them less often.
         cycles += lanes.tiles * (rows.n * (1.5 if p.y_channel_step >= 4096 else 0.0)
                                  + p.depth * (1.5 if not plan.packed and p.x_channel_step >= 1024 else 0.0))
+    elif not plan.packed and not plan.rowwise and p.x_channel_step >= 1024:
+        cycles += rows.tiles * p.depth * 3.0
     # Tiles that lie across the end of a run are packed, and stored through scratch.
     if p.x_run < p.pixels and not plan.packed:
         cycles += vectors_in * 6.0 * min(1.0, <double> p.pixels / pixels.tiles / p.x_run)
