@@ -7,9 +7,11 @@ from pwconv.classify import PixelClassifier
 from pwconv.costs import Cost, conv_cost
 from pwconv.functional import pointwise_conv, verify
 from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
+from pwconv.reduce import ChannelReducer, factorize, factorize_kernel
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 
 __all__ = [
+    "ChannelReducer",
     "Cost",
     "PixelClassifier",
     "PointwiseBranches",
@@ -18,6 +20,8 @@ __all__ = [
     "__version__",
     "config",
     "conv_cost",
+    "factorize",
+    "factorize_kernel",
     "get_num_threads",
     "pointwise_conv",
     "reference",

@@ -138,12 +138,12 @@ def parse_activation(value: ActivationLike, name: str) -> Activation:
     if function in ACTIVATIONS and not parameters:
         return ACTIVATIONS[function]
     if function == "leaky_relu" and len(parameters) == 1:
-        slope = _real(parameters[0], f"the slope of {name}")
+        slope = real(parameters[0], f"the slope of {name}")
         if not abs(slope) <= float(np.finfo(np.float32).max):
             raise ValueError(f"the slope of {name} must be finite in float32, got {slope}")
         return Activation(LEAKY_RELU, slope)
     if function == "clip" and len(parameters) == 2:
-        low, high = (_real(bound, f"a bound of {name}") for bound in parameters)
+        low, high = (real(bound, f"a bound of {name}") for bound in parameters)
         if not low <= high:
             raise ValueError(f"{name} ('clip', lo, hi) needs lo <= hi, got lo={low}, hi={high}")
         return Activation(CLIP, low, high)
@@ -203,7 +203,8 @@ def _choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return choice
 
 
-def _real(value: Any, name: str) -> float:
+def real(value: Any, name: str) -> float:
+    """Return a real number as a float."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {_kind(value)}")
     try:
@@ -331,12 +332,7 @@ def array_of_shape(shape: Any) -> Float32Array:
 def resolve_shapes(spec: Spec, weight_shape: tuple[int, int], shapes: tuple[tuple[int, ...], ...]) -> Shapes:
     """Return what a layer makes of an `x` of this shape, or of a list `x` of several."""
     layout, out_layout, stride = resolve_rank(spec, len(shapes[0]))
-    axis = layout.index("C")
-    for i, shape in enumerate(shapes):
-        if shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]:
-            raise ValueError(
-                f"x[{i}] must have the shape {shapes[0]} of x[0], but for axis {axis} of layout {layout!r}, got {shape}"
-            )
+    axis = _channel_axis(layout, shapes)
     in_channels = weight_shape[1] * spec.groups
     if sum(shape[axis] for shape in shapes) != in_channels:
         pixels = tuple(size for letter, size in zip(layout, shapes[0], strict=True) if letter not in "NC")
@@ -351,6 +347,17 @@ def resolve_shapes(spec: Spec, weight_shape: tuple[int, int], shapes: tuple[tupl
     for letter, step in zip(_spatial(layout), stride, strict=True):
         sizes[letter] = -(-sizes[letter] // step)
     return Shapes(layout, out_layout, stride, tuple(sizes[letter] for letter in out_layout))
+
+
+def _channel_axis(layout: str, shapes: tuple[tuple[int, ...], ...]) -> int:
+    """Return the axis along which maps may differ, and do so alone."""
+    axis = layout.index("C")
+    for i, shape in enumerate(shapes):
+        if shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]:
+            raise ValueError(
+                f"x[{i}] must have the shape {shapes[0]} of x[0], but for axis {axis} of layout {layout!r}, got {shape}"
+            )
+    return axis
 
 
 def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
@@ -639,6 +646,38 @@ def _labels(
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     check_result(array, out, name, shape, readable)
     return array
+
+
+# Pixels as samples ----------------------------------------------------------------------------------------------------
+
+
+def check_pixels(
+    layout: Any, x: Any, mask: Any = None, num_threads: Any = None
+) -> tuple[list[NDArray[Any]], NDArray[np.bool_] | None, int | None]:
+    """Check maps whose pixels are samples: returns them with channels first, and which pixels count (None: all)."""
+    spec = parse_spec(
+        stride=1,
+        groups=1,
+        layout=layout,
+        out_layout=None,
+        weight_layout="OI",
+        input_activation=None,
+        activation=None,
+        precision="highest",
+        backend="auto",
+    )
+    maps = _maps(x)
+    axis = _channel_axis(resolve_rank(spec, len(maps.shapes[0]))[0], maps.shapes)
+    pixels = maps.shapes[0][:axis] + maps.shapes[0][axis + 1 :]
+    counted = None if mask is None else as_array(mask, "mask")
+    if counted is not None:
+        if counted.dtype != bool:
+            raise TypeError(f"mask must be bool, got {counted.dtype}")
+        try:
+            counted = np.broadcast_to(counted, pixels)
+        except ValueError:
+            raise ValueError(f"mask must have shape {pixels}, or broadcast to it, got {counted.shape}") from None
+    return [np.moveaxis(array, axis, 0) for array in maps.named.values()], counted, _threads(num_threads)
 
 
 # Arrays and their memory ----------------------------------------------------------------------------------------------

@@ -194,6 +194,28 @@ def _stretched(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     return below + part * (above - below)
 
 
+class Components(NamedTuple):
+    """The principal components of pixels, as `pwconv.ChannelReducer` names its attributes."""
+
+    components: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    explained_variance: NDArray[np.float64]
+    explained_variance_ratio: NDArray[np.float64]
+
+
+def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mask: Any = None) -> Components:
+    """Compute what `pwconv.ChannelReducer(n_components, layout=layout).fit(x, mask=mask)` finds, in float64."""
+    parts, counted, _ = arguments.check_pixels(layout, x, mask)
+    pixels = np.concatenate([part.astype(np.float64) for part in parts])
+    samples = pixels.reshape(len(pixels), -1) if counted is None else pixels[:, counted]
+    mean = samples.mean(axis=1)
+    _, values, rows = np.linalg.svd((samples.T - mean), full_matrices=False)
+    variances = values**2 / (samples.shape[1] - 1)
+    signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
+    components = (signs[:, np.newaxis] * rows)[:n_components]
+    return Components(components, mean, variances[:n_components], (variances / variances.sum())[:n_components])
+
+
 class Plan(NamedTuple):
     """How NumPy computes a layer on an input of one shape."""
 

@@ -1,0 +1,420 @@
+"""Fewer channels: principal components of the pixels of a map, and low-rank factors of weights."""
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwconv import arguments, runtime
+from pwconv.arguments import Float32Array
+from pwconv.costs import Cost, conv_cost
+from pwconv.functional import pointwise_conv
+from pwconv.layers import PointwiseChain, PointwiseConv
+
+# Principal components -------------------------------------------------------------------------------------------------
+
+_SAMPLE = 512  # pixels that make the provisional mean
+_BLOCK = 1 << 20  # numbers whose products are summed in float32
+_BLOCK_PIXELS = 4096  # at most, for exactness
+_STRIP = 80  # channels whose products are found at a time
+_SHARES = 16  # parts of a map that threads take in turn, the same whatever the threads, so that sums are the same
+
+
+class NotFittedError(ValueError, AttributeError):
+    """A reducer was used before it was fitted (where scikit-learn is loaded, its own class of this name is raised)."""
+
+
+class Moments(NamedTuple):
+    """A number of pixels, their mean, and the sum of outer products of their deviations from it."""
+
+    pixels: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Return the moments of both sets of pixels (Chan, Golub and LeVeque, "Updating formulae", 1979)."""
+        pixels = self.pixels + other.pixels
+        share = other.pixels / max(1, pixels)
+        apart = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.pixels * share)
+        return Moments(pixels, self.mean + apart * share, scatter)
+
+
+class ChannelReducer:
+    """Principal component analysis of channels: each pixel of a map is a sample, each channel a feature.
+
+    Maps are read where they lie, in any layout. Covariances are exact up to rounding that does not grow with the map:
+    products of deviations from a provisional mean are summed in float32 within at most 4,096 pixels and in float64
+    beyond, and eigenvectors are found in float64. Results do not depend on the number of threads. Attributes and signs
+    are those of `sklearn.decomposition.PCA`, and this is an estimator as scikit-learn wants it, which is not needed.
+
+    Parameters
+    ----------
+    n_components : how many channels to keep.
+    layout : as in `pwconv.pointwise_conv`.
+    whiten : whether `transform` scales its channels to unit variance.
+
+    Attributes
+    ----------
+    components_ : float64, shape (n_components, C); the directions of largest variance, in which the entry of the
+        largest magnitude is positive.
+    mean_ : float64, shape (C,).
+    explained_variance_, explained_variance_ratio_ : float64, shape (n_components,); with n - 1 degrees of freedom, and
+        as a share of the variance of all channels.
+    n_samples_seen_, n_features_in_, n_components_ : pixels, channels, components.
+    """
+
+    components_: NDArray[np.float64]
+    mean_: NDArray[np.float64]
+    explained_variance_: NDArray[np.float64]
+    explained_variance_ratio_: NDArray[np.float64]
+    n_samples_seen_: int
+    n_features_in_: int
+    n_components_: int
+
+    def __init__(self, n_components: int, *, layout: str = "NCHW", whiten: bool = False) -> None:
+        self.n_components = n_components
+        self.layout = layout
+        self.whiten = whiten
+
+    def fit(self, x: Any, y: None = None, *, mask: Any = None, num_threads: int | None = None) -> Self:
+        """Find the components of the pixels of `x`; what was known before is forgotten.
+
+        Parameters
+        ----------
+        x : as for a layer; a list of maps is joined along C.
+        y : ignored.
+        mask : bool, the shape of `x` without C, or what broadcasts to it; True where a pixel counts.
+
+        Raises
+        ------
+        TypeError and ValueError as a layer does, and ValueError for NaN or infinity in pixels that count, or for fewer
+        channels or pixels than components.
+        """
+        return self._learn(_moments(self.layout, x, mask, num_threads))
+
+    def partial_fit(self, x: Any, y: None = None, *, mask: Any = None, num_threads: int | None = None) -> Self:
+        """Like `fit`, but of these pixels and all that were seen before."""
+        moments = _moments(self.layout, x, mask, num_threads)
+        if self.__sklearn_is_fitted__():
+            if len(moments.mean) != self.n_features_in_:
+                raise ValueError(f"x must have {self.n_features_in_} channels as before, got {len(moments.mean)}")
+            moments = self._moments.merged(moments)
+        return self._learn(moments)
+
+    def transform(self, x: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
+        """Return the components of each pixel, in the layout of `x`; `out` and `num_threads` are as for a layer."""
+        matrix = self._projection()
+        # What float32 holds of the mean is subtracted first: the difference of two large sums would lose digits.
+        shift = self.mean_.astype(np.float32)
+        layer = self._layer(matrix, matrix @ (shift - self.mean_))
+        return layer(x, input_shift=-shift, out=out, num_threads=num_threads)
+
+    def fit_transform(
+        self, x: Any, y: None = None, *, mask: Any = None, out: Any = None, num_threads: int | None = None
+    ) -> Float32Array:
+        """Return `fit(x, mask=mask).transform(x, out)`."""
+        return self.fit(x, mask=mask, num_threads=num_threads).transform(x, out, num_threads=num_threads)
+
+    def inverse_transform(self, z: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
+        """Return the pixels that have the components `z`, in the layout of `z`."""
+        scale = self._scale()
+        return self._layer(self.components_.T * scale, self.mean_)(z, out=out, num_threads=num_threads)
+
+    def as_layer(self) -> PointwiseConv:
+        """Return `transform` as a layer, with the mean in its bias; last digits may differ."""
+        matrix = self._projection()
+        return self._layer(matrix, -matrix @ self.mean_)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments of the constructor. Raises ValueError for any other name."""
+        for name in params:
+            if name not in self.get_params():
+                raise ValueError(f"{type(self).__name__} has the parameters {', '.join(self.get_params())}, not {name}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "components_")
+
+    def __sklearn_tags__(self) -> Any:
+        utils = importlib.import_module("sklearn.utils")  # which is what asks
+        return utils.Tags(
+            estimator_type="transformer",
+            target_tags=utils.TargetTags(required=False),
+            transformer_tags=utils.TransformerTags(preserves_dtype=["float32"]),
+        )
+
+    def _learn(self, moments: Moments) -> Self:
+        if moments.pixels < 2:
+            raise ValueError(f"x must have at least two pixels that count, got {moments.pixels}")
+        channels = len(moments.mean)
+        kept = arguments.integer(self.n_components, "n_components", 1, min(channels, moments.pixels))
+        values, vectors = np.linalg.eigh(moments.scatter / (moments.pixels - 1))
+        variances = np.maximum(values[::-1], 0)
+        components = vectors.T[::-1][:kept]
+        largest = np.abs(components).argmax(axis=1)
+        self._moments = moments
+        self.components_ = components * np.sign(components[np.arange(kept), largest])[:, np.newaxis]
+        self.mean_ = moments.mean
+        self.explained_variance_ = variances[:kept]
+        self.explained_variance_ratio_ = variances[:kept] / variances.sum()
+        self.n_samples_seen_, self.n_features_in_, self.n_components_ = moments.pixels, channels, kept
+        return self
+
+    def _scale(self) -> NDArray[np.float64]:
+        """Return by what components are divided when whitened, else ones."""
+        if not self.__sklearn_is_fitted__():
+            loaded = sys.modules.get("sklearn.exceptions")
+            error = NotFittedError if loaded is None else loaded.NotFittedError
+            raise error(f"this {type(self).__name__} is not fitted yet: call fit first")
+        if not self.whiten:
+            return np.ones(self.n_components_)
+        return np.maximum(np.sqrt(self.explained_variance_), np.finfo(np.float64).eps)
+
+    def _projection(self) -> NDArray[np.float64]:
+        scale = self._scale()
+        return self.components_ / scale[:, np.newaxis]
+
+    def _layer(self, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> PointwiseConv:
+        return PointwiseConv(matrix.astype(np.float32), bias.astype(np.float32), layout=self.layout)
+
+
+def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments:
+    """Return the moments of the pixels of a map that count."""
+    parts, counted, allowed = arguments.check_pixels(layout, x, mask, num_threads)
+    shift = _provisional_mean(parts, counted)
+    channels = len(shift)
+    boxes = list(_boxes(parts[0].shape[1:], min(_BLOCK_PIXELS, max(1, _BLOCK // (channels + 1)))))
+    shares = [share for i in range(_SHARES) if (share := boxes[i::_SHARES])]
+    threads = min(len(shares), allowed or runtime.get_num_threads())
+    summed = partial(_sum_of_products, parts, counted, shift)
+    total = np.zeros((channels + 1, channels + 1))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            total += sum(pool.map(summed, shares))
+    else:
+        total += sum(map(summed, shares))
+    if not np.isfinite(total).all():
+        raise ValueError("x must not have NaN or infinity (or overflow) in pixels that count: mask= says which do")
+    pixels, sums = int(total[channels, channels]), total[:channels, channels]
+    scatter = total[:channels, :channels] - np.outer(sums, sums) / max(1, pixels)
+    scatter = np.triu(scatter) + np.triu(scatter, 1).T
+    return Moments(pixels, shift + sums / max(1, pixels), scatter)
+
+
+@np.errstate(all="ignore")  # what is not finite is found in the end
+def _provisional_mean(parts: list[NDArray[Any]], counted: NDArray[np.bool_] | None) -> Float32Array:
+    """Return the mean of a few pixels from all over the map."""
+    pixels = parts[0].shape[1:]
+    places = range(math.prod(pixels)) if counted is None else np.flatnonzero(counted)
+    if not len(places):
+        return np.zeros(sum(map(len, parts)), np.float32)
+    few: tuple[Any, ...] = np.unravel_index(np.asarray(places[:: -(-len(places) // _SAMPLE)]), pixels)
+    return np.concatenate([part[:, *few].mean(axis=1, dtype=np.float64) for part in parts]).astype(np.float32)
+
+
+@np.errstate(all="ignore")
+def _sum_of_products(
+    parts: list[NDArray[Any]],
+    counted: NDArray[np.bool_] | None,
+    shift: Float32Array,
+    boxes: list[tuple[slice, ...]],
+) -> NDArray[np.float64]:
+    """Sum the products of any two channels less `shift` over all pixels in boxes; what is below the diagonal is void.
+
+    One more channel, of ones, makes the products hold the channels' sums and the number of pixels as well. Products of
+    two channels over pixels are a pointwise convolution in which the pixels play the channels.
+    """
+    channels = len(shift)
+    # In a block that lies fastest which does so in the map.
+    channels_last = all(abs(part.strides[0]) <= part.itemsize for part in parts)
+    scratch = np.empty(0, np.float32)
+    total = np.zeros((channels + 1, channels + 1))
+    strip = -(-(channels + 1) // -(-(channels + 1) // _STRIP))
+    for box in boxes:
+        shape = parts[0][:, *box].shape[1:]
+        size = (channels + 1) * math.prod(shape)
+        if len(scratch) < size:
+            scratch = np.empty(size, np.float32)
+        if channels_last:
+            block = np.moveaxis(scratch[:size].reshape(*shape, channels + 1), -1, 0)
+            matrix = scratch[:size].reshape(-1, channels + 1).T
+        else:
+            block = scratch[:size].reshape(channels + 1, *shape)
+            matrix = scratch[:size].reshape(channels + 1, -1)
+        first = 0
+        for part in parts:
+            last = first + len(part)
+            np.subtract(part[:, *box], shift[first:last].reshape(-1, *(1,) * len(shape)), out=block[first:last])
+            first = last
+        block[channels] = 1
+        if counted is not None:
+            block[:, ~counted[box]] = 0
+        for start in range(0, channels + 1, strip):
+            rows = slice(start, start + strip)
+            total[rows, start:] += pointwise_conv(matrix[rows], matrix[start:], layout="NC", num_threads=1)
+    return total
+
+
+def _boxes(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into boxes of at most `limit` elements, as long as possible on the last axes."""
+    if not math.prod(shape):
+        return
+    axis, whole = len(shape), 1
+    while axis and whole * shape[axis - 1] <= limit:
+        axis -= 1
+        whole *= shape[axis]
+    rest = (slice(None),) * (len(shape) - axis)
+    if not axis:
+        yield rest
+        return
+    length = shape[axis - 1]
+    pieces = -(-length // (limit // whole))
+    for outer in np.ndindex(shape[: axis - 1]):
+        for i in range(pieces):
+            cut = slice(length * i // pieces, length * (i + 1) // pieces)
+            yield (*(slice(place, place + 1) for place in outer), cut, *rest)
+
+
+# Low-rank factors of weights ------------------------------------------------------------------------------------------
+
+
+class Factorization(PointwiseChain):
+    """Two thin layers in place of one; see `pwconv.factorize`.
+
+    Attributes
+    ----------
+    rank : channels in between.
+    energy : the share of the weights' squared Frobenius norm that is kept.
+    """
+
+    __slots__ = ("energy",)
+
+    energy: float
+
+    def __new__(cls, layers: Sequence[PointwiseConv], energy: float) -> Self:
+        chain = super().__new__(cls, layers)
+        chain._set(energy=energy)
+        return chain
+
+    @property
+    def rank(self) -> int:
+        """Channels between the two layers."""
+        return self.layers[0].out_channels
+
+    def saved(self, shape: Sequence[int]) -> Cost:
+        """Return by how much the chain costs less than a single layer does, for an `x` of this shape."""
+        first, last = self.layers
+        weight = np.broadcast_to(np.float32(0), (last.out_channels, first.in_channels))
+        whole = PointwiseConv(weight, last.bias, stride=first.stride, layout=first.layout)
+        return whole.cost(shape) - self.cost(shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.layers, self.energy)
+
+
+class FactorizedKernel(NamedTuple):
+    """A 1x1 layer that reduces the channels, and the thin kernel that follows it; see `pwconv.factorize_kernel`."""
+
+    reduce: PointwiseConv
+    thin: Float32Array
+
+    def saved(self, spatial: int | Sequence[int]) -> Cost:
+        """Return by how much both cost less than the whole kernel does, on so many pixels along the spatial axes."""
+        outs, rank, *kernel = self.thin.shape
+        spatial = (spatial,) * len(kernel) if isinstance(spatial, int) else spatial
+        ins = self.reduce.in_channels
+        return conv_cost(ins, outs, kernel, spatial) - (
+            conv_cost(ins, rank, 1, spatial) + conv_cost(rank, outs, kernel, spatial)
+        )
+
+
+def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | None = None) -> Factorization:
+    """Approximate a layer by a bottleneck: two layers with few channels in between, which are the closest there are.
+
+    The weights' singular value decomposition is cut off (Eckart and Young, 1936). Two layers cost less than one if
+    `rank * (C_in + C_out) < C_in * C_out`; what they save, `saved(x.shape)` of the result tells.
+
+    Parameters
+    ----------
+    layer : without groups. Its stride, activations, bias and layouts go to the layer where they belong.
+    rank : channels in between; or
+    energy : the share of the sum of squared weights that is kept at least, up to 1, by as few channels as possible.
+
+    Raises
+    ------
+    TypeError for wrong types; ValueError for groups, or unless one of `rank` and `energy` is given and possible.
+    """
+    if not isinstance(layer, PointwiseConv):
+        raise TypeError(f"layer must be a PointwiseConv, got {type(layer).__name__}")
+    if layer.groups != 1:
+        raise ValueError(f"layer must have no groups, got groups={layer.groups}")
+    left, right, kept = _cut(layer.matrix, rank, energy)
+    common: dict[str, Any] = {"layout": layer.layout, "precision": layer.precision, "backend": layer.backend}
+    reduce = PointwiseConv(right, stride=layer.stride, input_activation=layer.input_activation, **common)
+    widen = PointwiseConv(left, layer.bias, out_layout=layer.out_layout, activation=layer.activation, **common)
+    return Factorization([reduce, widen], kept)
+
+
+def factorize_kernel(
+    weight: Any, rank: int | None = None, energy: float | None = None, *, layout: str = "NCHW"
+) -> FactorizedKernel:
+    """Approximate a k x k kernel by a 1x1 reduction of the channels and a thin k x k kernel, the closest there are.
+
+    Convolving `reduce(x)` with `thin` approximates the convolution of `x` with `weight` (Jaderberg, Vedaldi and
+    Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014, decompose more, this first).
+    It is exact for the full rank.
+
+    Parameters
+    ----------
+    weight : real numbers, shape (C_out, C_in, ...), any kernel.
+    rank, energy : as for `pwconv.factorize`; the rank is at most min(C_in, C_out * size of the kernel).
+    layout : of the reducing layer.
+
+    Returns
+    -------
+    reduce, thin : a `PointwiseConv` to `rank` channels, and a float32 kernel of shape (C_out, rank, ...). What they
+        save, `saved(spatial)` of the pair tells.
+    """
+    kernel = arguments.foreign_array(weight, "weight")
+    if kernel.ndim < 2:
+        raise ValueError(f"weight must have shape (C_out, C_in, ...), got {kernel.shape}")
+    outs, ins, *size = kernel.shape
+    left, right, _ = _cut(np.moveaxis(kernel, 1, -1).reshape(-1, ins), rank, energy)
+    thin = np.moveaxis(left.reshape(outs, *size, len(right)), -1, 1)
+    return FactorizedKernel(PointwiseConv(right, layout=layout), np.ascontiguousarray(thin))
+
+
+def _cut(matrix: Float32Array, rank: Any, energy: Any) -> tuple[Float32Array, Float32Array, float]:
+    """Return two factors of a matrix, which share its singular values evenly, and the share of its energy in them."""
+    if (rank is None) == (energy is None):
+        raise ValueError(f"give either rank or energy, got rank={rank}, energy={energy}")
+    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    total = np.cumsum(values**2)
+    shares = total / total[-1] if total.any() else np.ones(len(values))
+    if energy is None:
+        rank = arguments.integer(rank, "rank", 1, len(values))
+    else:
+        share = arguments.real(energy, "energy")
+        if not 0 < share <= 1:
+            raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+        rank = min(len(values), 1 + int(np.searchsorted(shares, share)))
+    root = np.sqrt(values[:rank])
+    factors = left[:, :rank] * root, root[:, np.newaxis] * right[:rank]
+    return factors[0].astype(np.float32), factors[1].astype(np.float32), float(shares[rank - 1])
