@@ -286,7 +286,7 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssi
     """Chooses what a tile fetches for later: pixels or weights that come from far, never both.
 
     The next panel of lanes is shared out among the rows of this one: a line of each channel at a time, all at once
-    where there are few rows. Pixels that are rows and in place follow each other in memory, tile after tile.
+    in the first where there are few. Pixels that are rows and in place follow each other in memory, tile after tile.
     """
     cdef const Plan* p = &t.plan
     cdef Py_ssize_t panel = p.vectors * p.isa.lanes * sizeof(float)
@@ -313,9 +313,13 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssi
         return
     else:
         tile.ahead = tile.b + t.depth * panel
-    tile.ahead_all = row_tiles < lines
-    if not tile.ahead_all:
+    if row_tiles >= lines:
         tile.ahead += row_tile % lines * 64
+    elif row_tile == 0:
+        tile.ahead_all = True
+    else:
+        tile.ahead = tile.b
+        tile.ahead_step = tile.b_step
 
 
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:

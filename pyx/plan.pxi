@@ -100,19 +100,25 @@ cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
 # The cost model, in cycles of a core that starts two vector FMAs and two vector loads in a cycle, each FMA ready after
 # four. Only ratios matter, so one set of constants serves all CPUs.
 
-cdef inline double tile_cycles(Py_ssize_t rows, int vectors) noexcept nogil:
-    """One channel of a tile: bound by FMAs, by loads, or by the latency of too few sums."""
-    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0) + 0.06 * (rows + vectors) + 0.25
+cdef inline double tile_cycles(Py_ssize_t rows, int vectors, double near) noexcept nogil:
+    """One channel of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache of its lanes."""
+    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors) + 0.06 * (rows + vectors) + 0.25
 
 
-cdef double rows_cycles(const Side* rows, int vectors) noexcept nogil:
-    """One channel of a column of tiles."""
-    return (rows.extra * tile_cycles(rows.base + 1, vectors)
-            + (rows.tiles - rows.extra) * tile_cycles(rows.base, vectors))
+cdef double column_cycles(const Side* rows, int vectors, double near, double far) noexcept nogil:
+    """One channel of all tiles of a panel of lanes.
+
+    `near`: cycles that a vector of lanes takes to come for each tile; `far`: for the first one. It is fetched ahead
+    during the panel before, or during its first tile only where there are few (see fetch_ahead).
+    """
+    cdef double first = tile_cycles(rows.base + (rows.extra > 0), vectors, near)
+    cdef double all = (rows.extra * tile_cycles(rows.base + 1, vectors, near)
+                       + (rows.tiles - rows.extra) * tile_cycles(rows.base, vectors, near))
+    return max(all, far * vectors) if rows.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
 cdef bint crowded(Py_ssize_t step, Py_ssize_t lines) noexcept nogil:
-    """Do so many lines, `step` floats apart, fall on so few sets of a cache way of 64 KiB that they push each other out?
+    """Do so many lines, `step` floats apart, fall on so few sets of a way of 64 KiB that they push each other out?
 
     They repeat after way / gcd(step, way) lines; a set is taken to hold eight.
     """
@@ -133,12 +139,19 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef const Side* lanes = &pixels if plan.pixels_on_lanes else &outs
     cdef const Side* rows = &outs if plan.pixels_on_lanes else &pixels
     cdef int tail = vectors_for(isa, lanes.n - (lanes.tiles - 1) * lanes.width)
-    cdef double channel = (lanes.tiles - 1) * rows_cycles(rows, plan.vectors) + rows_cycles(rows, tail)
+    cdef size_t vector_bytes = isa.lanes * sizeof(float)
+    # A panel too big for the first-level cache comes from the second one, at about 30 bytes a cycle; what is too big
+    # for that comes from beyond, at about 12.
+    cdef bint big = 4 * plan.depth_block * plan.vectors * vector_bytes > 3 * cache_bytes[1]
+    cdef double near = vector_bytes / 30.0 if big else 0.0
+    cdef double far = vector_bytes / 12.0 if 2 * lanes.n * p.depth * sizeof(float) > cache_bytes[2] else 0.0
+    cdef double channel = ((lanes.tiles - 1) * column_cycles(rows, plan.vectors, near, far)
+                           + column_cycles(rows, tail, near, far))
     cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, isa.lanes)
     cdef double vectors_in = <double> p.pixels * p.depth / isa.lanes
     cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
     cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
-    # A tile that is stored by its kernel, through scratch, or transposed on its way: then in runs as long as it has rows.
+    # A tile that is stored where it belongs, or transposed on its way: then in runs as long as it has rows.
     cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 1.5 * isa.lanes * rows.tiles / rows.n)
                              + (0.0 if p.plain else 5.0))
     if plan.pixels_on_lanes:
