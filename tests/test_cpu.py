@@ -1,0 +1,106 @@
+"""Which instruction set is used: what CPU and operating system both support, and what the environment allows."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import process
+import pytest
+
+from pwconv import _engine as engine
+
+x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="CPUID and XCR0 are x86's")
+
+# Bits of CPUID leaf 1 ECX, leaf 7 EBX and XCR0 (Intel's manual, volumes 1 and 2A).
+FMA, OSXSAVE, AVX = 1 << 12, 1 << 27, 1 << 28
+AVX2, AVX512F, AVX512DQ, AVX512BW, AVX512VL = 1 << 5, 1 << 16, 1 << 17, 1 << 30, 1 << 31
+SSE_STATE, AVX_STATE, MASK_STATE, HIGH_STATE, MORE_STATE = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
+
+LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
+YMM = SSE_STATE | AVX_STATE
+ZMM = YMM | MASK_STATE | HIGH_STATE | MORE_STATE
+EVERYTHING = (LEAF_1, LEAF_7, ZMM)
+
+ALL, UP_TO_AVX2, BASELINE = ("baseline", "avx2", "avx512"), ("baseline", "avx2"), ("baseline",)
+
+
+@x86
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (EVERYTHING, ALL),
+        ((2**32 - 1, 2**32 - 1, 2**64 - 1), ALL),
+        ((0, 0, 0), BASELINE),
+        # What the CPU says, and the operating system does not save when it switches threads.
+        ((LEAF_1, LEAF_7, YMM), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, ZMM & ~HIGH_STATE), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, SSE_STATE), BASELINE),
+        ((LEAF_1, LEAF_7, ZMM & ~AVX_STATE), BASELINE),
+        ((LEAF_1 & ~OSXSAVE, LEAF_7, ZMM), BASELINE),
+        # Sandy Bridge, Haswell, and the first with AVX-512, Xeon Phi, which has only a part of it.
+        ((OSXSAVE | AVX, 0, YMM), BASELINE),
+        ((LEAF_1, AVX2, YMM), UP_TO_AVX2),
+        ((LEAF_1, AVX2 | AVX512F, ZMM), UP_TO_AVX2),
+    ],
+)
+def test_what_a_machine_supports(facts, expected):
+    assert engine.isa_supported(facts) == expected
+
+
+@x86
+def test_every_bit_is_needed():
+    """Whatever one bit is missing, it does not stay with all instruction sets."""
+    for i, word in enumerate(EVERYTHING):
+        for bit in (1 << n for n in range(64) if word >> n & 1):
+            facts = [*EVERYTHING]
+            facts[i] = word & ~bit
+            assert engine.isa_supported(tuple(facts)) in (UP_TO_AVX2, BASELINE), (i, bit)
+
+
+def test_this_machine():
+    supported = engine.isa_supported()
+    assert supported[0] == engine.isa_built()[0]
+    assert set(supported) <= set(engine.isa_built())
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        with open("/proc/cpuinfo") as cpuinfo:
+            flags = next(line for line in cpuinfo if line.startswith("flags")).split()
+        wanted = {"avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"}}
+        assert {name for name, needed in wanted.items() if needed <= set(flags)} == {*supported} - {"baseline"}
+
+
+PROGRAM = """
+import numpy as np, pwconv
+print(pwconv.config()["isa"]["active"])
+assert (pwconv.pointwise_conv(np.ones((1, 300, 9, 9), np.float32), np.ones((40, 300), np.float32)) == 300).all()
+"""
+
+
+def test_the_best_is_used_unless_told_otherwise():
+    assert process.python(PROGRAM).strip() == engine.isa_supported()[-1]
+
+
+@pytest.mark.parametrize("name", engine.isa_supported())
+def test_the_environment_sets_the_highest(name):
+    assert process.python(PROGRAM, PWCONV_ISA=name).strip() == name
+
+
+def test_an_empty_name_is_none():
+    assert process.python(PROGRAM, PWCONV_ISA="").strip() == engine.isa_supported()[-1]
+
+
+ABSENT = sorted({*engine.isa_built()} - {*engine.isa_supported()})
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "avx512 ", *ABSENT])
+def test_an_instruction_set_that_is_not_there_is_refused(name):
+    with pytest.raises(AssertionError, match=f"ValueError: PWCONV_ISA must be one of .*, got {name!r}"):
+        process.python(PROGRAM, PWCONV_ISA=name)
+
+
+@pytest.mark.parametrize("name", ["sse9", "", None, *ABSENT])
+def test_the_engine_refuses_as_well(name):
+    before = engine.isa_active()
+    with pytest.raises(ValueError, match="is not supported here"):
+        engine.set_isa(name)
+    assert engine.isa_active() == before
