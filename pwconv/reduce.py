@@ -5,7 +5,6 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -206,6 +205,8 @@ def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments
     summed = partial(_sum_of_products, parts, counted, shift)
     total = np.zeros((channels + 1, channels + 1))
     if threads > 1:
+        from concurrent.futures import ThreadPoolExecutor  # imports a good deal, and few need it
+
         with ThreadPoolExecutor(threads) as pool:
             total += sum(pool.map(summed, shares))
     else:

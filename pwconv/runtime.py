@@ -2,11 +2,8 @@
 
 import math
 import os
-import platform
-import textwrap
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,48 +72,54 @@ def get_num_threads() -> int:
     return _threads().number
 
 
-def default_threads(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Threads:
+def default_threads(cgroups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> Threads:
     """Return the default number of threads: what the affinity mask and the CPU quota of the cgroups allow."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(cgroups, membership)
     return Threads(max(1, math.floor(quota)), "cgroup quota") if quota < cpus else Threads(cpus, "affinity")
 
 
-def cgroup_quota(cgroups: Path, membership: Path) -> float:
+def cgroup_quota(cgroups: str, membership: str) -> float:
     """Return how many CPUs the cgroups (v1 and v2) of a process and all their ancestors grant; inf if unlimited.
 
     `cgroups` is where cgroup file systems are mounted, `membership` the process's list "hierarchy:controllers:path".
     Inside a container that path may be the host's: what does not exist under the mount point is passed over.
     """
     try:
-        memberships = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        memberships = [line.split(":", 2) for line in _read(membership).splitlines()]
     except (OSError, ValueError):
         return math.inf
     quota = math.inf
     for _, controllers, path in (fields for fields in memberships if len(fields) == 3):
         if controllers == "":
-            mounts = [cgroups, cgroups / "unified"]
+            mounts = [cgroups, os.path.join(cgroups, "unified")]
         elif "cpu" in controllers.split(","):
-            mounts = [cgroups / controllers, cgroups / "cpu"]
+            mounts = [os.path.join(cgroups, controllers), os.path.join(cgroups, "cpu")]
         else:
             continue
         names = [name for name in path.split("/") if name not in ("", "..")]
         for mount in mounts:
             for depth in range(len(names) + 1):
-                quota = min(quota, _quota_of(mount.joinpath(*names[:depth])))
+                quota = min(quota, _quota_of(os.path.join(mount, *names[:depth])))
     return quota
 
 
-def _quota_of(cgroup: Path) -> float:
+def _quota_of(cgroup: str) -> float:
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
-            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            quota, period = " ".join(_read(os.path.join(cgroup, file)) for file in files).split()
             cpus = int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
             continue
         if cpus > 0:  # v1 writes -1 for no limit
             return cpus
     return math.inf
+
+
+def _read(path: str) -> str:
+    # pathlib alone would be a quarter of what importing pwconv takes.
+    with open(path) as file:
+        return file.read()
 
 
 def _use(threads: Threads) -> None:
@@ -167,6 +170,8 @@ def config() -> dict[str, Any]:
     Keys: `version`, `backend`, `isa` (`built`, `supported`, `active`), `threads`, `threads_from`, `openmp`,
     `compiler`, `caches` (bytes), `numpy`, `python`, `platform`, `cpu`.
     """
+    import platform  # here and below: imports that no call needs would make importing pwconv slower
+
     threads = _threads()
     isa: dict[str, Any] = {"built": (), "supported": (), "active": None}
     openmp: dict[str, Any] = {"enabled": False, "version": 0, "max_threads": 1}
@@ -192,6 +197,8 @@ def config() -> dict[str, Any]:
 
 def show_config() -> None:
     """Print the configuration, one line each."""
+    import textwrap
+
     for label, value in _rows(config()):
         print(textwrap.fill(value, width=79, initial_indent=f"{label:<20}", subsequent_indent=" " * 20))
 
@@ -210,8 +217,10 @@ def _rows(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _cpu_name() -> str:
+    import platform
+
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _read("/proc/cpuinfo").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -381,5 +381,5 @@ def test_name_of_the_cpu_without_procfs(monkeypatch):
     def missing(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(runtime.Path, "read_text", missing)
+    monkeypatch.setattr(runtime, "_read", missing)
     assert pwconv.config()["cpu"] == (platform.processor() or platform.machine())
