@@ -14,6 +14,14 @@ def test_the_tour_runs():
     assert attempted > 20
 
 
+def test_the_tests_of_the_uses_exist():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 15
+    for file, function in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {function}(" in text or not function, (file, function)
+
+
 def test_the_functions_of_the_inside_story_exist():
     sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).iterdir() if path.suffix in SOURCES]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
