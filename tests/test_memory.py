@@ -312,7 +312,7 @@ def interrupt_again_and_again():
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (interrupts % 37), 0.1)
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (interrupts % 37), 0.01)
             while True:
                 layer(x)
                 pwconv.pointwise_conv(x, weight, input_scale=np.ones(200, np.float32)[::2])
@@ -324,7 +324,7 @@ def interrupt_again_and_again():
             interrupts += 1
         assert oracle.same_bits(layer(x), expected)
         assert oracle.same_bits(pwconv.pointwise_conv(x, weight), expected)
-    assert interrupts > 50
+    assert interrupts > 20
     # Nobody counts as busy who is not.
     assert process.threads_that_compute(lambda: layer(x, num_threads=2)) == 1 + engine.openmp()["enabled"]
 

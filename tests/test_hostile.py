@@ -1,0 +1,161 @@
+"""Wrong and hostile arguments: a TypeError, ValueError or MemoryError, never a crash or another exception."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fences
+import fuzz
+import numpy as np
+import process
+import pytest
+from numpy.lib.stride_tricks import as_strided
+
+import pwconv
+
+ONES = np.ones((2, 4, 3, 3), np.float32)
+WEIGHT = np.ones((5, 4), np.float32)
+
+not_yet = pytest.mark.xfail(reason="found by the fuzzer, not mended yet")
+
+
+# The fuzzer -----------------------------------------------------------------------------------------------------------
+
+
+def look(*options):
+    """Runs `python tests/fuzz.py`."""
+    program = str(Path(fuzz.__file__))
+    path = os.pathsep.join(sys.path)
+    return subprocess.run(
+        [sys.executable, program, *options],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@not_yet
+def test_hostile_arguments():
+    """The same cases every time; `python tests/fuzz.py` looks for new ones."""
+    done = look("--seed", "0", "--cases", "12000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "12000 cases from seed 0: nothing found\n"
+
+
+def outcome(seed):
+    case = fuzz.Scene(random.Random(seed)).case()
+    try:
+        case.function(**case.arguments)
+    except fuzz.EXPECTED as error:
+        return type(error).__name__.lstrip("_").replace("ArrayMemoryError", "MemoryError")
+    return "a result"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cases_are_of_every_kind():
+    assert {outcome(seed) for seed in range(300)} == {"a result", "TypeError", "ValueError", "MemoryError", "Theirs"}
+
+
+WRONG = {
+    "exception": lambda: 1 / 0,
+    "crash": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "ignored exception": lambda: fuzz.Strange(__del__=fuzz.raising()),
+    "wrong result afterwards": lambda: fuzz.good()[2].fill(0),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the fuzzer forks")
+@pytest.mark.parametrize("name", WRONG)
+def test_the_fuzzer_sees(monkeypatch, capfd, name):
+    case = fuzz.Case(lambda: WRONG[name](), {})
+    monkeypatch.setattr(fuzz.Scene, "case", lambda scene: case)
+    assert not fuzz.survives(range(1))
+    case = fuzz.Case(lambda: None, {})
+    assert fuzz.survives(range(3))
+    capfd.readouterr()
+
+
+# What it found --------------------------------------------------------------------------------------------------------
+
+
+def call_without_axes():
+    for layout in ("channels_first", "channels_last", "C", "NC"):
+        for x in (np.float32(1), np.array(1, np.float32), [np.float32(1)]):
+            with pytest.raises(ValueError, match="axes for layout"):
+                pwconv.pointwise_conv(x, np.ones((3, 1), np.float32), layout=layout)
+
+
+@not_yet
+def test_no_axes_at_all():
+    process.run(call_without_axes)
+
+
+class Pretender:
+    """Says that it holds bfloat16, and views as something else."""
+
+    def __init__(self, view):
+        self.dtype = fuzz.Strange(name="bfloat16")
+        self.view = fuzz.returning(view)
+
+
+def pretend_to_hold_bfloat16():
+    """Bytes right before a fence, which two bytes for each of them would step over."""
+    x, _ = fences.place(random.Random(0), np.ones((1, fences.PAGE, 1, 1), np.uint8), views=False)
+    with pytest.raises(TypeError):
+        pwconv.pointwise_conv(Pretender(x), np.ones((3, fences.PAGE), np.float32))
+
+
+@not_yet
+@process.needs_linux
+def test_what_only_pretends_to_hold_bfloat16():
+    process.run(pretend_to_hold_bfloat16)
+
+
+@not_yet
+def test_a_list_of_maps_with_different_ranks():
+    layer = pwconv.PointwiseConv(WEIGHT, layout="NHWC")
+    with pytest.raises(ValueError, match=r"x\[1\] must have the shape"):
+        layer([np.ones((2, 3, 3, 4), np.float32), np.ones((2, 3, 3), np.float32)])
+
+
+@not_yet
+def test_a_number_beyond_all_addresses_in_an_array_interface():
+    told = ONES.__array_interface__ | {"data": (2**70, False)}
+    with pytest.raises(ValueError, match="x must be a float32 array, got Strange"):
+        pwconv.pointwise_conv(fuzz.Strange(__array_interface__=told), WEIGHT)
+
+
+@pytest.mark.parametrize("stride", [2**62, -(2**62), 2**63 - 1, pytest.param(-(2**63), marks=not_yet)])
+def test_strides_that_nobody_follows(monkeypatch, stride):
+    """An axis of length 1 may have any stride; neither it nor a step on that axis leads anywhere."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    x = as_strided(ONES, (1, 4, 3, 1), (stride, 36, 12, stride))
+    out = as_strided(np.empty(30, np.float32), (1, 5, 3, 1), (stride, 24, 8, stride))
+    assert (pwconv.pointwise_conv(x, WEIGHT, out=out) == 4).all()
+    assert (pwconv.pointwise_conv(x, WEIGHT, stride=(1, 2**30 - 1)) == 4).all()
+    assert not ignored
+
+
+# What belongs to the caller -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "input_scale", "output_scale", "residual", "out"])
+def test_an_objects_own_error_passes_through(name):
+    error = fuzz.Theirs("mine")
+
+    class Raises:
+        def __array__(self, *arguments, **options):
+            raise error
+
+    given = {"x": ONES, "weight": WEIGHT} | {name: Raises()}
+    with pytest.raises(fuzz.Theirs) as caught:
+        pwconv.pointwise_conv(**given)
+    assert caught.value is error
