@@ -353,7 +353,7 @@ def _channel_axis(layout: str, shapes: tuple[tuple[int, ...], ...]) -> int:
     """Return the axis along which maps may differ, and do so alone."""
     axis = layout.index("C")
     for i, shape in enumerate(shapes):
-        if shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]:
+        if len(shape) != len(layout) or without(axis, shape) != without(axis, shapes[0]):
             raise ValueError(
                 f"x[{i}] must have the shape {shapes[0]} of x[0], but for axis {axis} of layout {layout!r}, got {shape}"
             )
@@ -362,13 +362,7 @@ def _channel_axis(layout: str, shapes: tuple[tuple[int, ...], ...]) -> int:
 
 def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
     """Return layout letters, result letters and one stride per spatial axis for an `x` with `ndim` axes."""
-    layout, out_layout, stride = spec.layout, spec.out_layout, spec.stride
-    if layout in NAMED_LAYOUTS:
-        if not 2 <= ndim <= MAX_AXES:
-            raise ValueError(f"x must have 2 (batch, channels) to {MAX_AXES} axes for layout {layout!r}, got {ndim}")
-        layout = _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[MAX_AXES - ndim :])
-    elif ndim != len(layout):
-        raise ValueError(f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}")
+    layout, out_layout, stride = _letters(spec.layout, ndim), spec.out_layout, spec.stride
     spatial = _spatial(layout)
 
     if out_layout is None:
@@ -394,8 +388,24 @@ def resolve_rank(spec: Spec, ndim: int) -> tuple[str, str, tuple[int, ...]]:
 _SPATIAL_LETTERS = "PQRSTUVXYZADHW"
 
 
+def _letters(layout: str, ndim: int) -> str:
+    """Return the letters of a layout for an `x` with `ndim` axes."""
+    if layout in NAMED_LAYOUTS:
+        if not 2 <= ndim <= MAX_AXES:
+            raise ValueError(f"x must have 2 (batch, channels) to {MAX_AXES} axes for layout {layout!r}, got {ndim}")
+        return _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[MAX_AXES - ndim :])
+    if ndim != len(layout):
+        raise ValueError(f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}")
+    return layout
+
+
 def _named_layout(name: str, batch: str, spatial: str) -> str:
     return f"{batch}C{spatial}" if name == "channels_first" else f"{batch}{spatial}C"
+
+
+def without(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without one of its axes."""
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def _spatial(layout: str) -> str:
@@ -588,8 +598,7 @@ def check_predict(
     call = check_call(head.spec, head.matrix.shape, x, num_threads=num_threads)
     if size is not None:
         call = call._replace(out_shape=_resized(call, size))
-    axis = call.out_layout.index("C")
-    shape = call.out_shape[:axis] + call.out_shape[axis + 1 :]
+    shape = without(call.out_layout.index("C"), call.out_shape)
     return call, _labels(out, "out", shape, len(head.matrix), _maps(x).named)
 
 
@@ -655,20 +664,10 @@ def check_pixels(
     layout: Any, x: Any, mask: Any = None, num_threads: Any = None
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_] | None, int | None]:
     """Check maps whose pixels are samples: returns them with channels first, and which pixels count (None: all)."""
-    spec = parse_spec(
-        stride=1,
-        groups=1,
-        layout=layout,
-        out_layout=None,
-        weight_layout="OI",
-        input_activation=None,
-        activation=None,
-        precision="highest",
-        backend="auto",
-    )
+    parsed = _parse_layout(layout)
     maps = _maps(x)
-    axis = _channel_axis(resolve_rank(spec, len(maps.shapes[0]))[0], maps.shapes)
-    pixels = maps.shapes[0][:axis] + maps.shapes[0][axis + 1 :]
+    axis = _channel_axis(_letters(parsed, len(maps.shapes[0])), maps.shapes)
+    pixels = without(axis, maps.shapes[0])
     counted = None if mask is None else as_array(mask, "mask")
     if counted is not None:
         if counted.dtype != bool:
@@ -745,7 +744,12 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
             raise TypeError(f"{name} must be a float32 array, got one that records gradients: use {name}.detach()")
         if not any(hasattr(value, attribute) for attribute in ("__array__", "__array_interface__", "__array_struct__")):
             return _array_from_export(value, name)
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except OverflowError as error:  # an array interface with numbers that no machine holds
+        raise ValueError(f"{name} must be a float32 array, got {_kind(value)} ({error})") from error
+    except (RuntimeError, TypeError) as error:  # a dtype that NumPy does not have, another device
+        raise TypeError(f"{name} must be a float32 array, got {_kind(value)} ({error})") from error
 
 
 def _array_from_export(value: Any, name: str) -> NDArray[Any]:

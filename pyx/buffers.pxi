@@ -121,7 +121,7 @@ cdef bint hold_input(Input* x, object value) except -1:
             # bfloat16 arrays export no buffer of their own.
             if x.held == x.count or getattr(getattr(part, "dtype", None), "name", None) != "bfloat16":
                 return False
-            if not hold_map(x, part.view(numpy.uint16)):
+            if not hold_map(x, part.view(numpy.uint16)) or x.map[x.held - 1].kind != KIND_UINT16:
                 return False
             x.map[x.held - 1].kind = KIND_BFLOAT16
     return x.held == x.count
@@ -153,6 +153,11 @@ cdef bint is_table(const Buffers* buffers, int which, Py_ssize_t batch, Py_ssize
     return view.shape[view.ndim - 1] == channels and view.strides[view.ndim - 1] == sizeof(float)
 
 
+cdef inline Py_ssize_t length_of(Py_ssize_t step) noexcept:
+    """Without its sign; the least of all numbers, which has no opposite, stays what it is."""
+    return -step if step < 0 else step
+
+
 cdef bint reaches_once(const Py_buffer* view) noexcept:
     """Are all elements surely apart? True if, from the smallest stride up, each steps over all that comes before."""
     cdef bint used[MAX_AXES]
@@ -162,10 +167,10 @@ cdef bint reaches_once(const Py_buffer* view) noexcept:
     for _round in range(view.ndim):
         least = -1
         for i in range(view.ndim):
-            if not used[i] and (least < 0 or abs(view.strides[i]) < abs(view.strides[least])):
+            if not used[i] and (least < 0 or length_of(view.strides[i]) < length_of(view.strides[least])):
                 least = i
         used[least] = True
-        step = abs(view.strides[least])
+        step = length_of(view.strides[least])
         if view.shape[least] > 1:
             if step < span:
                 return False

@@ -109,6 +109,11 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     if buffers.held[OUT] and not checked and not out_is_apart(x, buffers):
         return None
 
+    # Weights and scales may have been broadcast: their copies, padded to whole vectors, need not fit any memory.
+    if ((<double> weights.outs + 64 * groups) * (weights.depth + 64)
+            + 2.0 * batch * (<double> in_channels + weights.outs + 64 * groups) > 1LL << 46):
+        raise MemoryError(f"no memory holds a packed weight of shape ({weights.outs}, {weights.depth}) and its scales")
+
     y = out
     if out is None:
         y = numpy_empty(shape_tuple(shape, recipe.rank), float32)
@@ -137,6 +142,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     step.transformed = step.transformed or buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT]
     plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,
               free_threads(threads), &program.schedule)
+    program.schedule.threads = pwconv_startable(program.schedule.threads)
     lay_out(&program)
 
     # Memory for all that is made for this call only, then the call.
@@ -176,14 +182,28 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
 
 cdef int run_released(const Program* program, Memory memory) except -1:
     """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
-    global busy_threads, had_team
-    cdef char* data = memory.data
+    global busy_threads
+    cdef Running running
+    cdef bint aside = forked and program.schedule.threads > 1
+    running.program = program
+    running.memory = memory.data
     busy_threads += program.schedule.threads
-    had_team = had_team or program.schedule.threads > 1
     with nogil:
-        run_program(program, data)
+        if aside:
+            pwconv_run_aside(run_running, &running)
+        else:
+            run_running(&running)
     busy_threads -= program.schedule.threads
     return give_back(memory)
+
+
+cdef struct Running:
+    const Program* program
+    char* memory
+
+
+cdef void run_running(void* running) noexcept nogil:
+    run_program((<Running*> running).program, (<Running*> running).memory)
 
 
 cdef void read_input(Step* step, Recipe recipe, Input* x, bint apart) noexcept:
@@ -217,6 +237,7 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     cdef Problem p
     p.isa = active_isa
     p.threads = threads
+    p.thread_cycles = cycles_per_thread()
     p.spans = spans
     p.pixels = pixels
     p.groups = step.groups

@@ -50,7 +50,7 @@ cdef class Recipe:
 
     cdef Recipe of_rank(self, int rank):
         """The recipe for arrays of this rank; None where there is none."""
-        if self.rank == rank:
+        if self.rank == rank and rank > 0:
             return self
         if self.rank or rank < 2 or rank > MAX_AXES:
             return None

@@ -4,20 +4,24 @@ cdef int thread_setting = 1
 cdef int busy_threads = 0          # threads of all calls under way, the callers' own included; guarded by the GIL
 
 
-cdef bint had_team = False         # has a call used more than one thread?
-cdef bint serial = False           # in a child of such a process OpenMP's team is gone, and waiting for it would hang
+cdef bint forked = False           # is this the child of a fork? Then OpenMP's team of this thread may be gone
 
 
 cdef inline int free_threads(int allowed) noexcept:
     """So many threads of those allowed are not busy with other calls; who finds none free runs alone."""
-    return 1 if serial else max(1, allowed - busy_threads)
+    return max(1, allowed - busy_threads)
+
+
+cdef inline Py_ssize_t cycles_per_thread() noexcept:
+    """Work that is worth another thread: one that waits for it, or in the child of a fork one that must be started."""
+    return 2000000 if forked else 50000
 
 
 def after_fork_in_child():
     """Puts in order what other threads of the parent may have held."""
-    global busy_threads, serial
+    global busy_threads, forked
     busy_threads = 0
-    serial = had_team
+    forked = True
     idle_memory.clear()
 
 

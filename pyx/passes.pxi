@@ -259,7 +259,8 @@ cdef list plan_steps(Program* g, tuple layers, int threads):
         x = &step.y
     g.schedule.parts = 1
     g.schedule.units = g.schedule.spans * g.schedule.pixel_blocks
-    g.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / THREAD_CYCLES), g.schedule.units))
+    g.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / cycles_per_thread()), g.schedule.units))
+    g.schedule.threads = pwconv_startable(g.schedule.threads)
     lay_out(g)
     return kept
 

@@ -7,13 +7,13 @@
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
     FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
-    THREAD_CYCLES = 50000          # work that is worth waking another thread for
     ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
 
 
 cdef struct Problem:
     # What a plan depends on; compared byte by byte, so every field is as wide as a Py_ssize_t.
     Py_ssize_t isa, threads
+    Py_ssize_t thread_cycles       # work that is worth another thread
     Py_ssize_t spans, pixels, groups, depth, outs      # pixels per span; depth and outs per group
     Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run; items between pixels, channels (0: not whole)
     Py_ssize_t y_run, y_step, y_channel_step           # bytes
@@ -235,7 +235,7 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Schedule s
     cdef Side side = pixel_side(plan, p.pixels)
     cdef Py_ssize_t grain = side.width if plan.pixels_on_lanes else ceil_div(p.pixels, side.tiles)
-    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / THREAD_CYCLES))
+    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / p.thread_cycles))
     cdef Py_ssize_t tiles = max(1, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
     cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
     cdef Py_ssize_t best_blocks, best_outs, b, o, block

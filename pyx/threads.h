@@ -1,4 +1,5 @@
-/* OpenMP's few functions that the engine needs, also where the compiler has no OpenMP. */
+/* OpenMP's few functions that the engine needs, also where the compiler has no OpenMP; and what OpenMP does not
+   promise: that a team can be had at all. */
 #ifndef PWCONV_THREADS_H
 #define PWCONV_THREADS_H
 
@@ -12,6 +13,62 @@ static inline int omp_get_max_threads(void) {
 }
 static inline int omp_get_thread_num(void) {
     return 0;
+}
+#endif
+
+typedef void (*work_t)(void *);
+
+#if defined(_WIN32)
+static inline int pwconv_startable(int threads) {
+    return threads;
+}
+static inline void pwconv_run_aside(work_t work, void *argument) {
+    work(argument);
+}
+#else
+#include <pthread.h>
+#include <stdlib.h>
+
+static void *pwconv_wait_for(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* How many of so many threads, the caller's own included, the system would let this thread start. libgomp ends the
+   process when it cannot start one, so they are tried before a thread's team grows: all at once, then let go. */
+static inline int pwconv_startable(int threads) {
+    static _Thread_local int proven = 1;
+    if (threads <= proven) return threads;
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t *tried = malloc((threads - 1) * sizeof *tried);
+    int started = 0;
+    pthread_mutex_lock(&gate);
+    while (tried && started < threads - 1 && pthread_create(&tried[started], NULL, pwconv_wait_for, &gate) == 0)
+        started++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < started; i++) pthread_join(tried[i], NULL);
+    free(tried);
+    if (started + 1 > proven) proven = started + 1;
+    return started + 1;
+}
+
+typedef struct {
+    work_t work;
+    void *argument;
+} pwconv_aside_t;
+
+static void *pwconv_work_aside(void *aside) {
+    ((pwconv_aside_t *)aside)->work(((pwconv_aside_t *)aside)->argument);
+    return NULL;
+}
+
+/* Runs work in a fresh thread and waits for it. In the child of a fork the forking thread's OpenMP team is gone, though
+   OpenMP does not know; a fresh thread makes a team of its own. */
+static inline void pwconv_run_aside(work_t work, void *argument) {
+    pwconv_aside_t aside = {work, argument};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, pwconv_work_aside, &aside) == 0) pthread_join(thread, NULL);
 }
 #endif
 
