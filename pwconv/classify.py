@@ -156,7 +156,7 @@ class PixelClassifier(Immutable):
         call, labels = arguments.check_predict(self.head, x, size, out, num_threads)
         axis = call.out_layout.index("C")
         if labels is None:
-            labels = np.empty(call.out_shape[:axis] + call.out_shape[axis + 1 :], np.int32)
+            labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
         receiver = np.expand_dims(labels, axis)
         if size is None:
             runtime.engine.classify(self.head, call.x, receiver, None, 1, call.num_threads)

@@ -66,6 +66,11 @@ class Copies:
         return np.zeros(OUT_SHAPE, np.float32)
 
 
+class Unsupported:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("no such dtype")
+
+
 class Refuses:
     def __dlpack__(self, **_):
         raise BufferError("it lives on another device")
@@ -187,6 +192,11 @@ ERRORS = {
         ValueError,
         r"^x\[1\] must have the shape \(2, 3, 5, 7\) of x\[0\], .*got \(2, 3, 5\)$",
     ),
+    "x maps of which one has no channels": (
+        {"x": [ones(2, 5, 7, 3), ones(2, 5, 7)], "layout": "NHWC"},
+        ValueError,
+        r"^x\[1\] must have the shape \(2, 5, 7, 3\) of x\[0\], .*got \(2, 5, 7\)$",
+    ),
     "x maps with too many channels": (
         {"x": [ones(2, 3, 5, 7), ones(2, 4, 5, 7)]},
         ValueError,
@@ -194,6 +204,7 @@ ERRORS = {
     ),
     "x None": ({"x": None}, TypeError, r"^x must be a float32 array, got NoneType"),
     "x on another device": ({"x": Refuses()}, TypeError, r"^x must be .*got Refuses \(it lives on another device\)$"),
+    "x of another dtype": ({"x": Unsupported()}, TypeError, r"^x must be .*got Unsupported \(no such dtype\)$"),
     "x no axis": ({"x": np.float32(1)}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 0$"),
     "x 3 axes": ({"x": ones(6, 5, 7)}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 3$"),
     "x 5 axes": ({"x": ones(2, 6, 5, 7, 1)}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 5$"),
