@@ -132,8 +132,7 @@ class PixelClassifier(Immutable):
     @property
     def backend(self) -> str:
         """What computes: "native" or "numpy"."""
-        # The engine's heads need channels.
-        return self.head.spec.backend if self.head.matrix.size else "numpy"
+        return self.head.spec.backend
 
     def decision_function(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
         """Return the logits, like a layer: one channel per class, or a single one for two classes."""

@@ -250,8 +250,7 @@ class Layers(Immutable):
     def __new__(cls, layers: Sequence[PointwiseConv]) -> Self:
         group = super().__new__(cls)
         checked = arguments.parse_layers(layers, PointwiseConv, cls._branched)
-        # The engine's one pass needs channels everywhere.
-        by_numpy = any(layer.spec.backend == "numpy" or not layer.matrix.size for layer in checked)
+        by_numpy = any(layer.spec.backend == "numpy" for layer in checked)
         group._set(layers=checked, _by_numpy=by_numpy)
         return group
 

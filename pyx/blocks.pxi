@@ -123,6 +123,8 @@ cdef void lay_out(Program* g) noexcept nogil:
     cdef Side side
     for i in range(g.count):
         step = &g.steps[i]
+        if step.outs == 0:
+            continue
         p = &step.plan
         side = pixel_side(p, pixels)
         tiles = side.tiles * ceil_div(p.out_side.tiles, p.out_blocks) if p.depth_block < step.depth else 1
@@ -557,7 +559,7 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
             b.y = &written[i & 1]
         end_part = first_part + 1
         if g.schedule.parts == 1:
-            end_part = step.groups * step.plan.out_blocks
+            end_part = step.groups * step.plan.out_blocks if step.outs else 0
         for part in range(first_part, end_part):
             run_step(step, &b, part)
     if g.head.code == HEAD_RESIZED:

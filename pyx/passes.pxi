@@ -11,7 +11,7 @@ cdef Py_ssize_t block_for_steps(const Program* g, int threads) noexcept:
         if g.steps[i].y_is_scratch:
             floats += g.steps[i].groups * g.steps[i].outs
         packed = max(packed, min(g.steps[i].depth, 2 * SUM_BLOCK))
-    block = max(MIN_BLOCK, 2 * cache_room() // (floats + packed))
+    block = max(MIN_BLOCK, 2 * cache_room() // max(1, floats + packed))
     blocks = ceil_div(g.pixels, block)
     if blocks < 4 * threads:
         blocks = ceil_div(blocks, threads) * threads
@@ -252,10 +252,11 @@ cdef list plan_steps(Program* g, tuple layers, int threads):
         step = &g.steps[i]
         if step.y_is_scratch:
             place_scratch_map(step, g.pixels, g.schedule.pixel_block)
-        plan_step(step, step.x if step.x_parts else x, g.schedule.spans, g.pixels, 0, 1, &alone)
-        limit_sums(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
-        cycles += step.plan.cycles
-        kept.append(use_layer(step, layers[i]))
+        if step.outs:              # else nothing is computed, and the next layer reads no channel
+            plan_step(step, step.x if step.x_parts else x, g.schedule.spans, g.pixels, 0, 1, &alone)
+            limit_sums(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
+            cycles += step.plan.cycles
+            kept.append(use_layer(step, layers[i]))
         x = &step.y
     g.schedule.parts = 1
     g.schedule.units = g.schedule.spans * g.schedule.pixel_blocks
