@@ -30,7 +30,8 @@ from numpy.lib.stride_tricks import as_strided
 import pwconv
 
 PATIENCE = 20  # seconds for one case; it needs less than a millisecond
-MEMORY = 4 << 30  # bytes of addresses; what is not tiny here is far larger
+BATCH = 500  # cases in one process
+MEMORY = 4 << 30  # bytes of addresses that a process may have; what is not tiny here is far larger
 
 
 class Theirs(Exception):  # noqa: N818  # not an error of the library
@@ -458,14 +459,15 @@ def give_up(unraisable: Any) -> None:
     os._exit(1)
 
 
-def survives(seeds: range) -> bool:
+def survives(seeds: range, memory: int = MEMORY) -> bool:
     """Runs cases in a process of their own, as one of them may end it."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0
     code = 1
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        if memory:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         warnings.simplefilter("ignore")
         sys.unraisablehook = give_up
         run_cases(seeds)
@@ -480,19 +482,21 @@ def survives(seeds: range) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="how long to look")
-    parser.add_argument("--cases", type=int, help="how many cases instead")
+    parser.add_argument("--cases", type=int, default=10**9, help="how many cases at most")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of addresses of a process; 0: no limit")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="the first case")
     options = parser.parse_args()
-    batch, seed, end = 500, options.seed, time.monotonic() + options.seconds
-    while seed < options.seed + options.cases if options.cases else time.monotonic() < end:
-        size = min(batch, options.seed + options.cases - seed) if options.cases else batch
-        if not survives(range(seed, seed + size)):
-            culprit = next((one for one in range(seed, seed + size) if not survives(range(one, one + 1))), None)
-            print(f"repeat with: python tests/fuzz.py --seed {seed if culprit is None else culprit} "
-                  f"--cases {size if culprit is None else 1}")  # fmt: skip
+    seeds, end = range(options.seed, options.seed + options.cases), time.monotonic() + options.seconds
+    for first in seeds[::BATCH]:
+        batch = seeds[first - options.seed :][:BATCH]
+        if not survives(batch, options.memory):
+            alone = (range(seed, seed + 1) for seed in batch)
+            found = next((one for one in alone if not survives(one, options.memory)), batch)
+            print(f"repeat with: python tests/fuzz.py --seed {found.start} --cases {len(found)}")
             return 1
-        seed += size
-    print(f"{seed - options.seed} cases from seed {options.seed}: nothing found")
+        if time.monotonic() > end or batch.stop == seeds.stop:
+            break
+    print(f"{batch.stop - options.seed} cases from seed {options.seed}: nothing found")
     return 0
 
 

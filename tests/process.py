@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,24 @@ def threads_that_compute(call, seconds=0.3):
         call()
     after = seconds_of_cpu()
     return sum(used - before.get(task, 0.0) > seconds / 20 for task, used in after.items())
+
+
+def threads_at_once(call, callers=1, seconds=0.5):
+    """How many threads run at the same time, as a rule, while so many threads of ours repeat a call."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            call()
+
+    with ThreadPoolExecutor(callers) as pool:
+        for _ in range(callers):
+            pool.submit(work)
+        time.sleep(0.2)
+        samples = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            samples.append(running())
+            time.sleep(0.001)
+        stop.set()
+    return statistics.median(samples)

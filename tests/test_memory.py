@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import resource
 import signal
 import sys
@@ -64,17 +65,18 @@ def growth(repeat, count):
 
 
 def good_calls():
+    """With new arrays each time, so that a reference that is kept keeps memory."""
     layer = pwconv.PointwiseConv(normal(0, 7, 5), normal(1, 7), activation="relu")
     x, given = normal(2, 1, 5, 3, 3), {"output_scale": normal(3, 7), "residual": normal(4, 1, 7, 3, 3)}
-    out, half = np.empty((1, 7, 3, 3), np.float32), x.astype(np.float16)
     chain = pwconv.PointwiseChain([layer, pwconv.PointwiseConv(normal(5, 2, 7))])
 
     def calls(_):
-        layer(x)
-        layer(half, out=out, num_threads=2, **given)
-        layer([x[:, :2], x[:, 2:]])
-        pwconv.pointwise_conv(x, layer.weight, layer.bias)
-        chain(x, residual={0: given["residual"]})
+        new = {name: array.copy() for name, array in given.items()}
+        layer(x.copy())
+        layer(x.astype(np.float16), out=np.empty((1, 7, 3, 3), np.float32), num_threads=2, **new)
+        layer([x[:, :2].copy(), x[:, 2:].copy()], input_scale=np.ones(5, np.float32))
+        pwconv.pointwise_conv(x.copy(), layer.weight.copy(), layer.bias.copy())
+        chain(x.copy(), residual={0: new["residual"]})
 
     return calls
 
@@ -164,13 +166,10 @@ def test_scratch_memory_of_large_calls_is_given_back():
 def compute_once_with_large_scratch_memory():
     weight = np.ones((3000, 6000), np.float32)  # 72 MB, packed for this call
     x = np.ones((1, 6000, 1, 1), np.float32)
-    assert (pwconv.pointwise_conv(x, weight) == 6000).all()
+    pwconv.pointwise_conv(x, weight[:30])
     before = resident()
-    for _ in range(3):
-        pwconv.pointwise_conv(x, weight)
+    assert (pwconv.pointwise_conv(x, weight) == 6000).all()
     assert resident() - before < 8 * MEBIBYTE
-    del weight
-    assert resident() < before - 60 * MEBIBYTE
 
 
 # Too little memory ----------------------------------------------------------------------------------------------------
@@ -241,20 +240,31 @@ def test_running_out_of_memory_changes_nothing():
     process.run(run_out_of_memory, MALLOC_MMAP_THRESHOLD_="65536")
 
 
-def start_a_team_without_room():
-    """A thread's stack takes megabytes of addresses."""
-    x, weight = normal(0, 1, 256, 56, 56), normal(1, 256, 256)
-    expected = pwconv.pointwise_conv(x, weight, num_threads=1)
-    out = np.empty_like(expected)
+def start_teams_without_room(before, in_a_child):
+    """A thread's stack takes megabytes of addresses. The calls `before` may start some."""
+    x, weight = normal(0, 1, 256, 112, 56), normal(1, 256, 256)
+    layer = pwconv.PointwiseConv(weight)
+    expected = layer(x, num_threads=1)
+    for threads in before:
+        layer(x, num_threads=threads)
+    if in_a_child and (child := os.fork()):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return
+    out = np.full_like(expected, -1)
     with room_for(4 * MEBIBYTE):
-        pwconv.pointwise_conv(x, weight, out=out, num_threads=4)
+        layer(x, out=out, num_threads=4)
     assert oracle.same_bits(out, expected)
-    assert oracle.same_bits(pwconv.pointwise_conv(x, weight, num_threads=4), expected)
+    assert oracle.same_bits(layer(x, num_threads=4), expected)
 
 
-@pytest.mark.xfail(reason="libgomp ends the process when it cannot start a thread")
-def test_threads_that_cannot_be_started_are_done_without():
-    process.run(start_a_team_without_room)
+@pytest.mark.parametrize(
+    "in_a_child",
+    [False, pytest.param(True, marks=pytest.mark.xfail(reason="a child starts threads that were not tried"))],
+    ids=["", "in a child"],
+)
+@pytest.mark.parametrize("before", [(), (2,)], ids=str)
+def test_threads_that_cannot_be_started_are_done_without(before, in_a_child):
+    process.run(start_teams_without_room, before, in_a_child)
 
 
 def zeros(*shape):
@@ -285,16 +295,7 @@ def ask_for_too_much(name):
         TOO_LARGE[name]()
 
 
-BROKEN = {f"2^{n} weights" for n in (58, 59, 60, 61)} | {"2^61 weights and tables"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="bytes of packed weights overflow") if name in BROKEN else ())
-        for name in TOO_LARGE
-    ],
-)
+@pytest.mark.parametrize("name", TOO_LARGE)
 def test_sizes_beyond_all_memory(name):
     process.run(ask_for_too_much, name)
 
@@ -302,9 +303,15 @@ def test_sizes_beyond_all_memory(name):
 # Ctrl-C ---------------------------------------------------------------------------------------------------------------
 
 
+def interrupt(*_):
+    """Ctrl-C, once."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    raise KeyboardInterrupt
+
+
 def interrupt_again_and_again():
     """Interrupts at any moment: in the middle of a kernel, of a check, of making a layer."""
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, interrupt)
     x, weight = normal(0, 1, 100, 60, 60), normal(1, 100, 100)
     expected = pwconv.pointwise_conv(x, weight)
     layer = pwconv.PointwiseConv(weight)
@@ -312,15 +319,16 @@ def interrupt_again_and_again():
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (interrupts % 37), 0.01)
-            while True:
+            delay = 0.0005 + 0.0001 * (interrupts % 37)
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            late = time.monotonic() + delay + 0.02
+            while time.monotonic() < late:  # one that comes while another exception is being made up is lost
                 layer(x)
                 pwconv.pointwise_conv(x, weight, input_scale=np.ones(200, np.float32)[::2])
                 layer = pwconv.PointwiseConv(weight)
                 with contextlib.suppress(ValueError):
                     layer(x[:, 1:])
         except KeyboardInterrupt:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             interrupts += 1
         assert oracle.same_bits(layer(x), expected)
         assert oracle.same_bits(pwconv.pointwise_conv(x, weight), expected)

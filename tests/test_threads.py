@@ -101,32 +101,11 @@ def test_threadpoolctl_is_obeyed():
     process.run(compute_under_limits, OMP_NUM_THREADS="2", PWCONV_NUM_THREADS="4")
 
 
-def sample(callers, threads, seconds=0.6):
-    """How many threads run at once, as a rule, while so many callers use up to `threads` for each call."""
-    layer = pwconv.PointwiseConv(WEIGHT)
-    stop = threading.Event()
-
-    def work():
-        while not stop.is_set():
-            layer(X, num_threads=threads)
-
-    with ThreadPoolExecutor(callers) as pool:
-        for _ in range(callers):
-            pool.submit(work)
-        time.sleep(0.2)
-        end = time.monotonic() + seconds
-        samples = []
-        while time.monotonic() < end:
-            samples.append(process.running())
-            time.sleep(0.001)
-        stop.set()
-    return statistics.median(samples)
-
-
 def callers_share_the_threads():
     """Who calls while all are taken runs alone: six callers and two workers, not six times two of them."""
-    assert sample(callers=1, threads=3) >= 2  # the measurement sees workers
-    assert sample(callers=6, threads=3) <= 6 + 2
+    layer = pwconv.PointwiseConv(WEIGHT)
+    assert process.threads_at_once(lambda: layer(X, num_threads=3)) >= 2  # the measurement sees workers
+    assert process.threads_at_once(lambda: layer(X, num_threads=3), callers=6) <= 6 + 2
 
 
 @process.needs_linux
