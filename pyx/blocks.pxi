@@ -283,45 +283,56 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
     move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
 
 
-cdef inline void fetch_ahead(const Step* t, const Block* b, tile_t* tile, Py_ssize_t lane, Py_ssize_t row_tile,
-                             Py_ssize_t row_tiles) noexcept nogil:
-    """Chooses what a tile fetches for later: pixels or weights that come from far, never both.
+cdef struct Ahead:
+    # What the tiles of a panel fetch for later: the next panel of lanes, shared out among the rows of this one. A line
+    # of each channel at a time, all at once in the first where there are few.
+    const char* at
+    Py_ssize_t step
+    Py_ssize_t lines               # 0: nothing
+    bint rows                      # pixels that are rows and in place instead: they follow each other, tile after tile
 
-    The next panel of lanes is shared out among the rows of this one: a line of each channel at a time, all at once
-    in the first where there are few. Pixels that are rows and in place follow each other in memory, tile after tile.
-    """
+
+cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, Py_ssize_t lane) noexcept nogil:
+    """Chooses what is fetched during a panel of lanes: pixels or weights that come from far, never both."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t panel = p.vectors * p.isa.lanes * sizeof(float)
-    cdef Py_ssize_t lines = max(<Py_ssize_t> 1, panel // 64)
-    cdef Py_ssize_t next_pixel
+    cdef Py_ssize_t bytes = p.vectors * p.isa.lanes * sizeof(float)
+    cdef Ahead ahead
     cdef Run run
-    tile.ahead = tile.b
-    tile.ahead_step = tile.b_step
-    tile.ahead_all = False
+    ahead.at = panel
+    ahead.step = 0
+    ahead.lines = 0
+    ahead.rows = False
     if p.pixels_on_lanes:
         # The pixels behind this tile; those of the next block where this block's are packed already.
-        next_pixel = b.first + lane + (b.pixels if p.packed else panel // <Py_ssize_t> sizeof(float))
-        run = run_from(b.x, next_pixel)
-        if run.count <= 0 or run.step != sizeof(float):
-            return
-        tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
-        tile.ahead_step = b.x.channel_step
-    elif not p.packed and t.depth * t.outs * <Py_ssize_t> sizeof(float) <= <Py_ssize_t> cache_bytes[2] // 2:
-        if lane == 0 and row_tile + 1 < row_tiles:
-            tile.ahead = b.strips[row_tile + 1].at
-            tile.ahead_step = tile.a_step
-            if p.rowwise:
-                tile.ahead_step = p.isa.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
-        return
+        run = run_from(b.x, b.first + lane + (b.pixels if p.packed else bytes // <Py_ssize_t> sizeof(float)))
+        if run.count > 0 and run.step == sizeof(float):
+            ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+            ahead.step = b.x.channel_step
+            ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
+    elif p.packed or t.depth * t.outs * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2] // 2:
+        ahead.at = panel + t.depth * bytes
+        ahead.step = bytes
+        ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
     else:
-        tile.ahead = tile.b + t.depth * panel
-    if row_tiles >= lines:
-        tile.ahead += row_tile % lines * 64
-    elif row_tile == 0:
-        tile.ahead_all = True
-    else:
-        tile.ahead = tile.b
-        tile.ahead_step = tile.b_step
+        ahead.rows = lane == 0
+    return ahead
+
+
+cdef inline void fetch_ahead(const Block* b, const Plan* p, const Ahead* ahead, tile_t* tile, Py_ssize_t row_tile,
+                             Py_ssize_t row_tiles, Py_ssize_t line) noexcept nogil:
+    """This tile's share; where it has none, it fetches what it reads anyway. `line`: row_tile modulo ahead.lines."""
+    tile.ahead = tile.b
+    tile.ahead_step = 0
+    tile.ahead_all = False
+    if ahead.rows and row_tile + 1 < row_tiles:
+        tile.ahead = b.strips[row_tile + 1].at
+        tile.ahead_step = tile.a_step
+        if p.rowwise:
+            tile.ahead_step = p.isa.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
+    elif ahead.lines and (row_tiles >= ahead.lines or row_tile == 0):
+        tile.ahead = ahead.at + line * 64
+        tile.ahead_step = ahead.step
+        tile.ahead_all = row_tiles < ahead.lines
 
 
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
@@ -339,10 +350,11 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     cdef const float* bias = t.bias + b.group * t.channel_pitch
     cdef Py_ssize_t y_offset = b.span * b.y.span_step + b.group * t.outs * b.y.channel_step
     cdef Py_ssize_t partial_step = tile_floats(p) if p.depth_block < t.depth else 0
-    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows
+    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows, line
     cdef float* partial = b.partial
     cdef bint whole                # may the kernel store rows of lanes where they belong?
     cdef bint stored
+    cdef Ahead ahead
     cdef tile_t tile
     cdef int vectors
     cdef Run run
@@ -369,6 +381,8 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
             tile.b = <const char*> (weights + lane * t.depth + b.channel * width)
             whole = whole and b.y.channel_step == sizeof(float)
             tile.bias = bias + lane
+        ahead = look_ahead(t, b, tile.b, lane)
+        line = 0
         row = tile_start(row_side, first_row_tile)
         for row_tile in range(first_row_tile, end_row_tile):
             rows = row_side.base + (row_tile < row_side.extra)
@@ -389,7 +403,8 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
                     if run.count >= rows:
                         tile.y = run.at + y_offset + lane * sizeof(float)
                         tile.y_step = run.step
-            fetch_ahead(t, b, &tile, lane, row_tile - first_row_tile, end_row_tile - first_row_tile)
+            fetch_ahead(b, p, &ahead, &tile, row_tile - first_row_tile, end_row_tile - first_row_tile, line)
+            line = line + 1 if line + 1 < ahead.lines else 0
             tile.partial = partial
             partial += partial_step
             stored = tile.y != NULL

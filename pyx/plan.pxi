@@ -152,7 +152,7 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
     cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
     # A tile that is stored where it belongs, or transposed on its way: then in runs as long as it has rows.
-    cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 1.5 * isa.lanes * rows.tiles / rows.n)
+    cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 6.0 * isa.lanes * rows.tiles / rows.n)
                              + (0.0 if p.plain else 5.0))
     if plan.pixels_on_lanes:
         # Lines of different channels lie on different pages: wide tiles visit them less often.
@@ -170,9 +170,10 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
         cycles += vectors_in * (
             (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * isa.lanes)
             + (3.0 if p.transformed else 0.0))
-    elif plan.pixels_on_lanes:
-        # Each pass over a panel walks as many lines as it has channels: farther apart, and in few sets of the cache.
-        cycles += vectors_in * (rows.tiles - 1) * (4.0 if crowded(p.x_channel_step, plan.depth_block) else 0.1)
+    elif not plan.rowwise:
+        # Each pass over a strip walks as many lines as it has channels: far apart, and maybe in few sets of the cache.
+        cycles += vectors_in * ((rows.tiles if plan.pixels_on_lanes else lanes.tiles) - 1) * (
+            4.0 if crowded(p.x_channel_step, plan.depth_block) else 0.1 if plan.pixels_on_lanes else 0.0)
     if plan.pixels_on_lanes and p.outs * p.depth * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
         # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
         cycles += <double> p.outs * p.depth / isa.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
