@@ -68,7 +68,8 @@ engine = Extension(
     depends=[str(path) for pattern in ("*.h", "*.pxi") for path in sorted(Path("pyx").glob(pattern))],
     define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")],
     py_limited_api=True,
-    extra_compile_args=list(COMMON_FLAGS),
+    extra_compile_args=[*COMMON_FLAGS, "-pthread"],
+    extra_link_args=["-pthread"],
 )
 
 setup(

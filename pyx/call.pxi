@@ -142,7 +142,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     step.transformed = step.transformed or buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT]
     plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,
               free_threads(threads), &program.schedule)
-    program.schedule.threads = pwconv_startable(program.schedule.threads)
+    program.schedule.threads = pwconv_startable(program.schedule.threads, forked)
     lay_out(&program)
 
     # Memory for all that is made for this call only, then the call.
@@ -164,7 +164,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
                      <float*> (data + at))
         step.weights = <const float*> (data + at)
         at += weight_bytes
-        step.bias = fill_tables(NULL, <const float*> weights.bias, 0.0, groups, step.outs, data, &at, NULL)
+        step.bias = fill_tables(NULL, weights.bias, 0.0, groups, step.outs, data, &at, NULL)
         step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)
     else:
         _packed = use_layer(&step, layer)
@@ -180,20 +180,22 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     return y
 
 
-cdef int run_released(const Program* program, Memory memory) except -1:
+cdef int run_released(Program* program, Memory memory) except -1:
     """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
     global busy_threads
     cdef Running running
-    cdef bint aside = forked and program.schedule.threads > 1
+    cdef int threads = program.schedule.threads
+    cdef bint aside = forked and threads > 1
     running.program = program
     running.memory = memory.data
-    busy_threads += program.schedule.threads
+    busy_threads += threads
     with nogil:
-        if aside:
-            pwconv_run_aside(run_running, &running)
-        else:
+        if not aside:
             run_running(&running)
-    busy_threads -= program.schedule.threads
+        elif not pwconv_run_aside(run_running, &running):
+            program.schedule.threads = 1
+            run_running(&running)
+    busy_threads -= threads
     return give_back(memory)
 
 
@@ -286,7 +288,7 @@ cdef bint is_per_image(const Buffers* buffers, int which) noexcept:
     return buffers.held[which] and buffers.view[which].ndim == 2
 
 
-cdef const float* fill_tables(const Py_buffer* view, const float* values, float otherwise, Py_ssize_t groups,
+cdef const float* fill_tables(const Py_buffer* view, const char* values, float otherwise, Py_ssize_t groups,
                               Py_ssize_t channels, char* data, size_t* at, Py_ssize_t* span) noexcept:
     """A table of channels for all images, or one each, from a buffer or from `values`, at `data + at`.
 
@@ -296,10 +298,11 @@ cdef const float* fill_tables(const Py_buffer* view, const float* values, float 
     cdef Py_ssize_t floats = groups * channel_pitch(channels)
     cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
     if view != NULL:
-        values = <const float*> view.buf
+        values = <const char*> view.buf
     for image in range(images):
-        fill_table(table + image * floats, values + image * groups * channels if values != NULL else NULL, otherwise,
-                   groups, channels)
+        fill_table(table + image * floats,
+                   values + image * groups * channels * sizeof(float) if values != NULL else NULL, otherwise, groups,
+                   channels)
     at[0] += aligned(images * floats * sizeof(float))
     if span != NULL:
         span[0] = floats if images > 1 else 0

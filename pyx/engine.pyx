@@ -140,8 +140,8 @@ cdef extern from "threads.h" nogil:
     int omp_get_max_threads()
     int omp_get_thread_num()
     ctypedef void (*work_t)(void*) noexcept nogil
-    int pwconv_startable(int threads)
-    void pwconv_run_aside(work_t work, void* argument)
+    int pwconv_startable(int threads, bint anew)
+    bint pwconv_run_aside(work_t work, void* argument)
 
 
 include "featuremap.pxi"

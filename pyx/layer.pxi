@@ -77,15 +77,15 @@ cdef inline Py_ssize_t channel_pitch(Py_ssize_t channels) noexcept nogil:
     return (channels + 31) & ~<Py_ssize_t> 15
 
 
-cdef void fill_table(float* table, const float* values, float otherwise, Py_ssize_t groups,
+cdef void fill_table(float* table, const char* values, float otherwise, Py_ssize_t groups,
                      Py_ssize_t channels) noexcept:
-    """One value per channel, group by group; `otherwise` throughout where there are no values."""
+    """One value per channel, group by group, from floats at any address; `otherwise` throughout if values is NULL."""
     cdef Py_ssize_t pitch = channel_pitch(channels), group, i
     for group in range(groups):
         for i in range(pitch):
-            table[group * pitch + i] = (
-                otherwise if values == NULL else values[group * channels + i] if i < channels else 0.0
-            )
+            table[group * pitch + i] = otherwise if values == NULL else 0.0
+        if values != NULL:
+            memcpy(table + group * pitch, values + group * channels * sizeof(float), channels * sizeof(float))
 
 
 cdef enum:
@@ -118,7 +118,7 @@ cdef class Layer:
         cdef Py_ssize_t floats = self.recipe.groups * channel_pitch(outs)
         self.tables = Memory()
         self.tables.reserve(2 * floats * sizeof(float))
-        fill_table(<float*> self.tables.data, <const float*> self.weights.bias, 0.0, self.recipe.groups, outs)
+        fill_table(<float*> self.tables.data, self.weights.bias, 0.0, self.recipe.groups, outs)
         fill_table(<float*> self.tables.data + floats, NULL, 1.0, self.recipe.groups, outs)
 
     def __dealloc__(self):

@@ -261,7 +261,7 @@ cdef list plan_steps(Program* g, tuple layers, int threads):
     g.schedule.parts = 1
     g.schedule.units = g.schedule.spans * g.schedule.pixel_blocks
     g.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / cycles_per_thread()), g.schedule.units))
-    g.schedule.threads = pwconv_startable(g.schedule.threads)
+    g.schedule.threads = pwconv_startable(g.schedule.threads, forked)
     lay_out(g)
     return kept
 

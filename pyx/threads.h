@@ -19,11 +19,13 @@ static inline int omp_get_thread_num(void) {
 typedef void (*work_t)(void *);
 
 #if defined(_WIN32)
-static inline int pwconv_startable(int threads) {
+static inline int pwconv_startable(int threads, int anew) {
+    (void)anew;
     return threads;
 }
-static inline void pwconv_run_aside(work_t work, void *argument) {
-    work(argument);
+static inline int pwconv_run_aside(work_t work, void *argument) {
+    (void)work, (void)argument;
+    return 0;
 }
 #else
 #include <pthread.h>
@@ -35,22 +37,27 @@ static void *pwconv_wait_for(void *gate) {
     return NULL;
 }
 
-/* How many of so many threads, the caller's own included, the system would let this thread start. libgomp ends the
-   process when it cannot start one, so they are tried before a thread's team grows: all at once, then let go. */
-static inline int pwconv_startable(int threads) {
-    static _Thread_local int proven = 1;
-    if (threads <= proven) return threads;
-    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-    pthread_t *tried = malloc((threads - 1) * sizeof *tried);
+/* How many of so many threads the system lets this thread have: itself and its OpenMP team, or all of them `anew`.
+   libgomp ends the process when it cannot start one, so before a team grows its threads are tried, all at once, and let
+   go. A team that shrinks loses its surplus, so the last size counts and not the largest. */
+static inline int pwconv_startable(int threads, int anew) {
+    static _Thread_local int team = 1;
+    const int others = anew ? threads : threads - 1;
     int started = 0;
-    pthread_mutex_lock(&gate);
-    while (tried && started < threads - 1 && pthread_create(&tried[started], NULL, pwconv_wait_for, &gate) == 0)
-        started++;
-    pthread_mutex_unlock(&gate);
-    for (int i = 0; i < started; i++) pthread_join(tried[i], NULL);
-    free(tried);
-    if (started + 1 > proven) proven = started + 1;
-    return started + 1;
+    if (threads > 1 && (anew || threads > team)) {
+        pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+        pthread_t *tried = malloc(others * sizeof *tried);
+        pthread_mutex_lock(&gate);
+        while (tried && started < others && pthread_create(&tried[started], NULL, pwconv_wait_for, &gate) == 0)
+            started++;
+        pthread_mutex_unlock(&gate);
+        for (int i = 0; i < started; i++) pthread_join(tried[i], NULL);
+        free(tried);
+        threads = threads - (others - started);
+    }
+    if (threads < 1) threads = 1;
+    if (!anew) team = threads;
+    return threads;
 }
 
 typedef struct {
@@ -63,12 +70,14 @@ static void *pwconv_work_aside(void *aside) {
     return NULL;
 }
 
-/* Runs work in a fresh thread and waits for it. In the child of a fork the forking thread's OpenMP team is gone, though
-   OpenMP does not know; a fresh thread makes a team of its own. */
-static inline void pwconv_run_aside(work_t work, void *argument) {
+/* Runs work in a fresh thread and waits for it; 0 if none can be started. In the child of a fork the forking thread's
+   OpenMP team is gone, though OpenMP does not know; a fresh thread makes a team of its own. */
+static inline int pwconv_run_aside(work_t work, void *argument) {
     pwconv_aside_t aside = {work, argument};
     pthread_t thread;
-    if (pthread_create(&thread, NULL, pwconv_work_aside, &aside) == 0) pthread_join(thread, NULL);
+    if (pthread_create(&thread, NULL, pwconv_work_aside, &aside) != 0) return 0;
+    pthread_join(thread, NULL);
+    return 1;
 }
 #endif
 
