@@ -249,7 +249,7 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
             for o in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * threads) + 1):
                 if p.transformed and o > plan.out_blocks and side.tiles >= threads:
                     break          # x would be transformed more than once
-                block = block_pixels(plan, p.pixels, b)
+                block = min(p.pixels, block_pixels(plan, p.pixels, b))
                 # An even share against the busiest thread's, if units were dealt out in turn.
                 busy = whole / threads / (
                     <double> ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
