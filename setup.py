@@ -1,18 +1,21 @@
 """Builds pwconv._engine: Cython for the loops, one C file per instruction set, each compiled with its own flags.
 
-Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); CC chooses the compiler (GCC 11+ or Clang 14+).
+Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); CC chooses the compiler (GCC 11+ or Clang 14+, on
+Windows always clang-cl); CFLAGS=-g keeps what a debugger wants to know.
 """
 
 import os
 import platform
-import subprocess
+import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 
@@ -25,39 +28,73 @@ INSTRUCTION_SETS = {
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {"pyx/isa_neon.c": ["-fno-schedule-insns"]},
 }
-MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+WINDOWS, MACOS = os.name == "nt", sys.platform == "darwin"
+# Free-threaded CPython has no limited API: its wheels are for one version each.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+if sysconfig.get_platform().endswith("universal2"):  # flags of one architecture mean nothing to the other
+    os.environ["ARCHFLAGS"] = f"-arch {platform.machine()}"
+    os.environ["_PYTHON_HOST_PLATFORM"] = sysconfig.get_platform().replace("universal2", platform.machine())
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """The files and flags for the architecture that is built for, which in a cross build is not this machine's."""
+    name = sysconfig.get_platform().rpartition("-")[2]
+    try:
+        return INSTRUCTION_SETS[{"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)]
+    except KeyError:
+        raise SystemExit(f"pwconv is written for {' and '.join(INSTRUCTION_SETS)}, not for {name}") from None
+
+
+def spelled(flags: list[str]) -> list[str]:
+    """GCC's flags as this platform's compiler takes them."""
+    return [f"/clang:{flag}" for flag in flags] if WINDOWS else flags
 
 
 class BuildEngine(build_ext):
     """Compiles each instruction set's file with that set's flags and no other, and finds OpenMP if there is any."""
 
     def build_extension(self, ext: Extension) -> None:
-        openmp = self.openmp_flags()
-        ext.extra_compile_args += openmp
-        ext.extra_link_args += openmp
-        for source, flags in INSTRUCTION_SETS[MACHINE].items():
+        self.set_up_compiler()
+        compile_flags, link_flags = self.openmp_flags()
+        ext.extra_compile_args += compile_flags
+        ext.extra_link_args += link_flags
+        for source, flags in instruction_sets().items():
             ext.extra_objects += self.compiler.compile(
-                [source], output_dir=self.build_temp, depends=ext.depends, extra_postargs=COMMON_FLAGS + flags
+                [source], output_dir=self.build_temp, depends=ext.depends, extra_postargs=spelled(COMMON_FLAGS + flags)
             )
         super().build_extension(ext)
 
-    def openmp_flags(self) -> list[str]:
+    def set_up_compiler(self) -> None:
+        """Takes clang-cl in place of cl, and leaves out -g, which is among Python's own flags: it triples the size."""
+        if WINDOWS:
+            self.compiler.initialize()
+            self.compiler.cc = shutil.which("clang-cl")
+            if self.compiler.cc is None:
+                raise CompileError("pwconv is built with clang-cl, which LLVM's installer brings")
+        elif "-g" not in os.environ.get("CFLAGS", "").split():
+            self.compiler.compiler_so = [flag for flag in self.compiler.compiler_so if flag != "-g"]
+
+    def openmp_flags(self) -> tuple[list[str], list[str]]:
         """The compiler's and linker's flags for OpenMP; none where a program with it does not compile and link."""
         if os.environ.get("PWCONV_OPENMP") == "0":
-            return []
-        flags = ["-fopenmp"]
-        command = [*self.compiler.compiler_so[:1], *flags, "-x", "c", "-", "-o"]
+            return [], []
+        if WINDOWS:
+            flags = ["/openmp"], [f"/LIBPATH:{Path(self.compiler.cc).parents[1] / 'lib'}"]
+        elif MACOS:  # Apple's Clang has OpenMP, but not its library, which Homebrew puts here
+            libomp = os.environ.get("LIBOMP_PREFIX") or "/opt/homebrew/opt/libomp"
+            flags = ["-Xpreprocessor", "-fopenmp", f"-I{libomp}/include"], [f"-L{libomp}/lib", "-lomp"]
+        else:
+            flags = ["-fopenmp"], ["-fopenmp"]
         with tempfile.TemporaryDirectory() as folder:
-            probe = subprocess.run(
-                [*command, str(Path(folder, "probe"))],
-                input="#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n",
-                text=True,
-                capture_output=True,
-                check=False,
-            )
-        if probe.returncode:
-            print("pwconv: this compiler has no OpenMP; building for one thread", file=sys.stderr)
-            return []
+            source = Path(folder, "probe.c")
+            source.write_text("#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags[0])
+                self.compiler.link_shared_object(objects, str(Path(folder, "probe")), extra_postargs=flags[1])
+            except (CompileError, LinkError) as error:
+                print(f"pwconv: this compiler has no OpenMP ({error}); building for one thread", file=sys.stderr)
+                return [], []
         return flags
 
 
@@ -66,14 +103,14 @@ engine = Extension(
     ["pyx/engine.pyx", "pyx/cpu.c"],
     include_dirs=["pyx"],
     depends=[str(path) for pattern in ("*.h", "*.pxi") for path in sorted(Path("pyx").glob(pattern))],
-    define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")],
-    py_limited_api=True,
-    extra_compile_args=[*COMMON_FLAGS, "-pthread"],
-    extra_link_args=["-pthread"],
+    define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")] if LIMITED_API else [],
+    py_limited_api=LIMITED_API,
+    extra_compile_args=spelled(COMMON_FLAGS),
+    extra_link_args=[] if WINDOWS else ["-pthread"],
 )
 
 setup(
     ext_modules=cythonize([engine], language_level=3, build_dir="build/cython"),
     cmdclass={"build_ext": BuildEngine},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +26,12 @@ def _load_engine():
 
 
 _ENGINE, _PROBLEM = _load_engine()
+
+
+def pytest_addoption(parser):
+    """Options by which two machines compare their bits; see ``check_instruction_sets`` in test_same_bits.py."""
+    parser.addoption("--keep-bits", type=Path, metavar="FOLDER", help="keep results for another machine")
+    parser.addoption("--compare-bits", type=Path, metavar="FOLDER", help="compare with results of another machine")
 
 
 def pytest_sessionstart(session):

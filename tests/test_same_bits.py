@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -101,41 +102,52 @@ def test_thread_count(fma_isa, channels, outs, size, layout):
         assert_same_bits(case._replace(x=x).run(layout=layout, residual=residual, num_threads=threads), alone)
 
 
-def under_each_fma_isa(engine, compute) -> list:
-    """What ``compute()`` returns under every instruction set with FMA."""
+@pytest.fixture
+def check_instruction_sets(engine, request):
+    """Compare what a function returns under every instruction set with FMA, here and on another machine.
+
+    With ``--keep-bits FOLDER`` a run leaves results for another machine's ``--compare-bits FOLDER``.
+    """
+    kept, elsewhere = (request.config.getoption(option) for option in ("keep_bits", "compare_bits"))
+    file = re.sub(r"\W+", "_", request.node.name) + ".npy"
     names = [name for name in engine.isa_supported() if name != "baseline"]
-    if len(names) < 2:
+    if len(names) < 2 and elsewhere is None:
         pytest.skip(f"needs two instruction sets with FMA, this machine has {names}")
-    before, results = engine.isa_active(), []
-    try:
-        for name in names:
-            engine.set_isa(name)
-            results.append(compute())
-    finally:
-        engine.set_isa(before)
-    return results
+
+    def check(compute):
+        before, results = engine.isa_active(), []
+        try:
+            for name in names:
+                engine.set_isa(name)
+                results.append(compute())
+        finally:
+            engine.set_isa(before)
+        for other in results[1:]:
+            assert_same_bits(other, results[0])
+        if elsewhere is not None:
+            assert_same_bits(np.load(elsewhere / file), results[0])
+        if kept is not None:
+            np.save(kept / file, results[0])
+
+    return check
 
 
 @pytest.mark.parametrize(("channels", "outs", "size"), SHAPES)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_instruction_sets(engine, channels, outs, size, layout):
+def test_instruction_sets(check_instruction_sets, channels, outs, size, layout):
     case = problem(channels, outs, size)
     x, residual = (relaid(array, layout) for array in (case.x, case.fused["residual"]))
-    first, *others = under_each_fma_isa(engine, lambda: case._replace(x=x).run(layout=layout, residual=residual))
-    for other in others:
-        assert_same_bits(other, first)
+    check_instruction_sets(lambda: case._replace(x=x).run(layout=layout, residual=residual))
 
 
 @pytest.mark.parametrize("where", ["input_activation", "activation"])
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
-def test_instruction_sets_activate_alike(engine, activation, where):
+def test_instruction_sets_activate_alike(check_instruction_sets, activation, where):
     """Numbers of every magnitude through a layer that only activates."""
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2**32, (1, 1, 250, 241), np.uint32).view(np.float32)
     one = np.ones((1, 1), np.float32)
-    first, *others = under_each_fma_isa(engine, lambda: pwconv.pointwise_conv(x, one, **{where: activation}))
-    for other in others:
-        assert_same_bits(other, first)
+    check_instruction_sets(lambda: pwconv.pointwise_conv(x, one, **{where: activation}))
 
 
 @pytest.mark.parametrize("fused", FUSED)
