@@ -7,6 +7,7 @@
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
     FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
+    MANY_PIXELS = 256              # the same, where weights come from afar for each block
     ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
 
 
@@ -187,11 +188,16 @@ cdef inline Py_ssize_t cache_room() noexcept nogil:
     return cache_bytes[2] // 4 // sizeof(float)
 
 
-cdef Py_ssize_t choose_depth_block(Py_ssize_t depth) noexcept nogil:
-    """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles."""
-    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // FEW_PIXELS // SUM_BLOCK * SUM_BLOCK)
-    cdef Py_ssize_t blocks = ceil_div(depth, most)
-    return depth if blocks <= 1 else ceil_div(ceil_div(depth, blocks), SUM_BLOCK) * SUM_BLOCK
+cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
+    """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles.
+
+    Weights that no private cache holds come from afar for each block of pixels: then a block holds more pixels.
+    """
+    cdef bint far = p.outs * p.depth * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
+    cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, <Py_ssize_t> MANY_PIXELS) if far else 0)
+    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK)
+    cdef Py_ssize_t blocks = ceil_div(p.depth, most)
+    return p.depth if blocks <= 1 else ceil_div(ceil_div(p.depth, blocks), SUM_BLOCK) * SUM_BLOCK
 
 
 cdef Plan choose_plan(const Problem* p) noexcept nogil:
@@ -200,7 +206,7 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     cdef int on_lanes, packed, vectors
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> p.isa)
-    plan.depth_block = choose_depth_block(p.depth)
+    plan.depth_block = choose_depth_block(p)
     plan.out_blocks = 1
     plan.cycles = -1.0
     best = plan
