@@ -188,13 +188,17 @@ cdef inline Py_ssize_t cache_room() noexcept nogil:
     return cache_bytes[2] // 4 // sizeof(float)
 
 
+cdef inline bint far_weights(const Problem* p) noexcept nogil:
+    """Are the weights too many for a private cache, so that each block of pixels gets them from afar?"""
+    return p.outs * p.depth * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
+
+
 cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
     """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles.
 
-    Weights that no private cache holds come from afar for each block of pixels: then a block holds more pixels.
+    Where weights come from afar for each block of pixels, a block holds more pixels.
     """
-    cdef bint far = p.outs * p.depth * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
-    cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, <Py_ssize_t> MANY_PIXELS) if far else 0)
+    cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, MANY_PIXELS) if far_weights(p) else 0)
     cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK)
     cdef Py_ssize_t blocks = ceil_div(p.depth, most)
     return p.depth if blocks <= 1 else ceil_div(ceil_div(p.depth, blocks), SUM_BLOCK) * SUM_BLOCK
@@ -246,7 +250,11 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Py_ssize_t tiles = max(1, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
     cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
     cdef Py_ssize_t best_blocks, best_outs, b, o, block
+    cdef Py_ssize_t turns
     cdef double busy, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
+    # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
+    cdef double weights_again = 0.008 if far_weights(p) else 0.002
+    cdef double x_again = 0.006 if plan.packed else 0.002
     limit_sums(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
     best_outs = plan.out_blocks
@@ -256,12 +264,11 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
                 if p.transformed and o > plan.out_blocks and side.tiles >= threads:
                     break          # x would be transformed more than once
                 block = min(p.pixels, block_pixels(plan, p.pixels, b))
-                # An even share against the busiest thread's, if units were dealt out in turn.
-                busy = whole / threads / (
-                    <double> ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
-                    * block * ceil_div(plan.out_side.tiles, o))
-                # More blocks mean that x or the weights are read again.
-                busy -= 0.002 * (b - blocks) + 0.004 * (o - plan.out_blocks)
+                # An even share against the busiest thread's, if units were dealt out in turn. Some turns are better
+                # than one: threads are not equally fast.
+                turns = ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
+                busy = whole / threads / (<double> turns * block * ceil_div(plan.out_side.tiles, o))
+                busy -= weights_again * (b - blocks) + x_again * (o - plan.out_blocks) + 0.015 / turns
                 if busy > best_busy:
                     best_busy = busy
                     best_blocks = b
