@@ -48,7 +48,7 @@ def instruction_sets() -> dict[str, list[str]]:
 
 def spelled(flags: list[str]) -> list[str]:
     """GCC's flags as this platform's compiler takes them."""
-    return [f"/clang:{flag}" for flag in flags] if WINDOWS else flags
+    return [f"/clang:{flag}" if WINDOWS else flag for flag in flags]
 
 
 class BuildEngine(build_ext):
