@@ -1,7 +1,7 @@
 """Builds pwconv._engine: Cython for the loops, one C file per instruction set, each compiled with its own flags.
 
-Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); CC chooses the compiler (GCC 11+ or Clang 14+, on
-Windows always clang-cl); CFLAGS=-g keeps what a debugger wants to know.
+Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); CC chooses the compiler (GCC 11+ or Clang 14+; on
+Windows it is clang-cl); LIBOMP_PREFIX is where macOS has libomp; CFLAGS=-g keeps what a debugger wants to know.
 """
 
 import os
@@ -81,8 +81,9 @@ class BuildEngine(build_ext):
             return [], []
         if WINDOWS:
             flags = ["/openmp"], [f"/LIBPATH:{Path(self.compiler.cc).parents[1] / 'lib'}"]
-        elif MACOS:  # Apple's Clang has OpenMP, but not its library, which Homebrew puts here
-            libomp = os.environ.get("LIBOMP_PREFIX") or "/opt/homebrew/opt/libomp"
+        elif MACOS:  # Apple's Clang has OpenMP but not its library; this is where Homebrew puts that
+            brew = "/opt/homebrew" if platform.machine() == "arm64" else "/usr/local"
+            libomp = os.environ.get("LIBOMP_PREFIX") or f"{brew}/opt/libomp"
             flags = ["-Xpreprocessor", "-fopenmp", f"-I{libomp}/include"], [f"-L{libomp}/lib", "-lomp"]
         else:
             flags = ["-fopenmp"], ["-fopenmp"]

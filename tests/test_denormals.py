@@ -133,8 +133,8 @@ def changed(name):
             assert libm.fesetround(UPWARD) == 0
         elif name == "has divided by zero":
             assert libm.feraiseexcept(DIVIDED_BY_ZERO) == 0
-        elif name == "traps invalid operations":
-            assert libm.feenableexcept(1) != -1
+        elif name == "traps invalid operations" and libm.feenableexcept(1) == -1:
+            pytest.skip("this processor has no traps for floating-point exceptions")
         assert (state() == usual) == (name == "usual")
         yield
     finally:
