@@ -295,7 +295,7 @@ cdef struct Ahead:
 cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, Py_ssize_t lane) noexcept nogil:
     """Chooses what is fetched during a panel of lanes: pixels or weights that come from far, never both."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t bytes = p.vectors * p.isa.lanes * sizeof(float)
+    cdef Py_ssize_t bytes = p.vectors * p.isa.lanes * sizeof(float), behind
     cdef Ahead ahead
     cdef Run run
     ahead.at = panel
@@ -303,8 +303,9 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
     ahead.lines = 0
     ahead.rows = False
     if p.pixels_on_lanes:
-        # The pixels behind this tile; those of the next block where this block's are packed already.
-        run = run_from(b.x, b.first + lane + (b.pixels if p.packed else bytes // <Py_ssize_t> sizeof(float)))
+        # Pixels behind this tile; those of the next block where this block's are packed already.
+        behind = b.pixels if p.packed else p.tiles_ahead * p.vectors * p.isa.lanes
+        run = run_from(b.x, b.first + lane + behind)
         if run.count > 0 and run.step == sizeof(float):
             ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
             ahead.step = b.x.channel_step

@@ -40,6 +40,7 @@ cdef struct Plan:
     Side out_side                  # of a group
     Py_ssize_t depth_block
     Py_ssize_t out_blocks          # of a group
+    int tiles_ahead                # how far behind a tile of pixels the next ones are fetched, where they lie on lanes
     double cycles                  # what the cost model expects of one thread
 
 
@@ -212,6 +213,8 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     plan.isa = pwconv_isa(<int> p.isa)
     plan.depth_block = choose_depth_block(p)
     plan.out_blocks = 1
+    # From memory it takes longer than from a cache.
+    plan.tiles_ahead = 2 if 2.0 * p.spans * p.groups * p.pixels * p.depth * sizeof(float) > cache_bytes[3] else 1
     plan.cycles = -1.0
     best = plan
     for on_lanes in range(2):
