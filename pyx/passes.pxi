@@ -254,7 +254,7 @@ cdef list plan_steps(Program* g, tuple layers, int threads):
             place_scratch_map(step, g.pixels, g.schedule.pixel_block)
         if step.outs:              # else nothing is computed, and the next layer reads no channel
             plan_step(step, step.x if step.x_parts else x, g.schedule.spans, g.pixels, 0, 1, &alone)
-            limit_sums(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
+            step.plan.out_blocks = sums_blocks(step.depth, step.outs, &step.plan, g.schedule.pixel_block)
             cycles += step.plan.cycles
             kept.append(use_layer(step, layers[i]))
         x = &step.y

@@ -8,6 +8,8 @@ cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
     FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
     MANY_PIXELS = 256              # the same, where weights come from afar for each block
+    L1_WAY = 1 << 12               # bytes of one way of the first-level and of the second-level cache: usual ones
+    L2_WAY = 1 << 16
     ROW_PAD = 16                   # floats between packed rows: keeps rows of 1 KiB out of one cache set
 
 
@@ -119,12 +121,12 @@ cdef double column_cycles(const Side* rows, int vectors, double near, double far
     return max(all, far * vectors) if rows.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
-cdef bint crowded(Py_ssize_t step, Py_ssize_t lines) noexcept nogil:
-    """Do so many lines, `step` floats apart, fall on so few sets of a way of 64 KiB that they push each other out?
+cdef bint crowded(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept nogil:
+    """Do so many lines, `step` floats apart, fall on so few sets of a cache that they push each other out?
 
-    They repeat after way / gcd(step, way) lines; a set is taken to hold eight.
+    They repeat after way / gcd(step, way) lines, `way` being the bytes of one way; a set is taken to hold eight.
     """
-    cdef Py_ssize_t way = 65536, bytes = (step if step > 0 else -step) * <Py_ssize_t> sizeof(float), rest
+    cdef Py_ssize_t bytes = (step if step > 0 else -step) * <Py_ssize_t> sizeof(float), rest
     cdef Py_ssize_t divisor = way
     while bytes:
         rest = divisor % bytes
@@ -160,7 +162,9 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
         # Lines of different channels lie on different pages: wide tiles visit them less often.
         cycles += lanes.tiles * (rows.n * (1.5 if p.y_channel_step >= 4096 else 0.0)
                                  + p.depth * (1.5 if not plan.packed and p.x_channel_step >= 1024 else 0.0))
-    elif not plan.packed and not plan.rowwise and p.x_channel_step >= 1024:
+    elif not plan.packed and not plan.rowwise and (
+            p.x_channel_step >= 1024 or crowded(p.x_channel_step, plan.depth_block, L1_WAY)):
+        # Each tile takes a part of its lines only, and finds them gone when it comes back for the next part.
         cycles += rows.tiles * p.depth * 3.0
     # Tiles that lie across the end of a run are packed, and stored through scratch.
     if p.x_run < p.pixels and not plan.packed:
@@ -168,14 +172,14 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     if p.y_run < p.pixels:
         cycles += vectors_out * 5.0 * min(1.0, <double> p.pixels / pixels.tiles / p.y_run)
     if plan.packed:
-        # Runs copied, squares transposed, or elements one by one.
-        cycles += vectors_in * (
+        # Runs copied, squares transposed, or elements one by one; again for each block of out channels.
+        cycles += vectors_in * sums_blocks(p.depth, p.outs, plan, min(p.pixels, cache_room() // plan.depth_block)) * (
             (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * isa.lanes)
             + (3.0 if p.transformed else 0.0))
     elif not plan.rowwise:
         # Each pass over a strip walks as many lines as it has channels: far apart, and maybe in few sets of the cache.
         cycles += vectors_in * ((rows.tiles if plan.pixels_on_lanes else lanes.tiles) - 1) * (
-            4.0 if crowded(p.x_channel_step, plan.depth_block) else 0.1 if plan.pixels_on_lanes else 0.0)
+            4.0 if crowded(p.x_channel_step, plan.depth_block, L2_WAY) else 0.1 if plan.pixels_on_lanes else 0.0)
     if plan.pixels_on_lanes and p.outs * p.depth * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
         # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
         cycles += <double> p.outs * p.depth / isa.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
@@ -194,14 +198,26 @@ cdef inline bint far_weights(const Problem* p) noexcept nogil:
     return p.outs * p.depth * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
 
 
+cdef inline Py_ssize_t sums_blocks(Py_ssize_t depth, Py_ssize_t outs, const Plan* plan,
+                                   Py_ssize_t pixel_block) noexcept nogil:
+    """Blocks of out channels that keep the sums in cache that wait from one block of channels to the next."""
+    if plan.depth_block >= depth:
+        return 1
+    return min(plan.out_side.tiles, ceil_div(outs * pixel_block, cache_room()))
+
+
 cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
     """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles.
 
-    Where weights come from afar for each block of pixels, a block holds more pixels.
+    Where weights come from afar for each block of pixels, a block holds more pixels. Lines of a map that push each other
+    out of the cache make the block of channels smaller.
     """
     cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, MANY_PIXELS) if far_weights(p) else 0)
-    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK)
-    cdef Py_ssize_t blocks = ceil_div(p.depth, most)
+    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK), blocks
+    if p.x_step == 1:
+        while most > SUM_BLOCK and crowded(p.x_channel_step, min(most, p.depth), L2_WAY):
+            most -= SUM_BLOCK
+    blocks = ceil_div(p.depth, most)
     return p.depth if blocks <= 1 else ceil_div(ceil_div(p.depth, blocks), SUM_BLOCK) * SUM_BLOCK
 
 
@@ -238,12 +254,6 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     return best
 
 
-cdef void limit_sums(Py_ssize_t depth, Py_ssize_t outs, Plan* plan, Py_ssize_t pixel_block) noexcept nogil:
-    """As many blocks of out channels as keep the sums in cache that wait from one block of channels to the next."""
-    if plan.depth_block < depth:
-        plan.out_blocks = min(plan.out_side.tiles, ceil_div(outs * pixel_block, cache_room()))
-
-
 cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     """Blocks that stay in the second-level cache, then as many as it takes to keep all threads busy."""
     cdef Schedule s
@@ -258,7 +268,7 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
     cdef double weights_again = 0.008 if far_weights(p) else 0.002
     cdef double x_again = 0.006 if plan.packed else 0.002
-    limit_sums(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
+    plan.out_blocks = sums_blocks(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
     best_outs = plan.out_blocks
     if threads > 1:
