@@ -41,6 +41,12 @@ class PixelClassifier(Immutable):
     layer : the `PointwiseConv` of the logits.
     head : the same with a row for each class, also where `layer` has only one.
     scores : None for "softmax", else the `PointwiseConv` of the probabilities before they are divided by their sum.
+
+    Examples
+    --------
+    >>> ground = pwconv.PixelClassifier(np.eye(3, dtype=np.float32), layout="HWC", classes=["red", "green", "blue"])
+    >>> ground.predict(np.array([[[9, 1, 2], [0, 7, 5]]], np.uint8))
+    array([['red', 'green']], dtype='<U5')
     """
 
     __slots__ = ("classes", "head", "layer", "link", "scores")

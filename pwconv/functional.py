@@ -88,6 +88,12 @@ def pointwise_conv(
     The 1x1 convolution is from Lin, Chen and Yan, "Network In Network" (2013). gelu is v Phi(v), gelu_tanh its
     approximation by tanh (Hendrycks and Gimpel, 2016); hardsigmoid is clip(v / 6 + 1/2, 0, 1) and hardswish v times
     that (Howard et al., "Searching for MobileNetV3", 2019).
+
+    Examples
+    --------
+    >>> x, weight = np.ones((2, 64, 56, 56), np.float32), np.ones((16, 64), np.float32)
+    >>> pwconv.pointwise_conv(x, weight, stride=2, activation="relu").shape
+    (2, 16, 28, 28)
     """
     return _compute(
         x,
@@ -149,6 +155,12 @@ def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
     NaNs are equal, and so are two infinities of one sign; where only one of two values is finite, the error is
     infinite. Names of classes that differ count as 1. Where there are several results, the place of the largest error
     starts with the number of its result.
+
+    Examples
+    --------
+    >>> layer = pwconv.PointwiseConv(np.ones((16, 64), np.float32))
+    >>> pwconv.verify(layer, np.ones((1, 64, 9, 9), np.float32)).max_error
+    0.0
     """
     if isinstance(target, PixelClassifier):
         target = target.decision_function

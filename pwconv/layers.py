@@ -64,6 +64,12 @@ class PointwiseConv(Immutable, Layer):
     Raises
     ------
     TypeError for wrong types and dtypes, ValueError for wrong shapes, layouts and names.
+
+    Examples
+    --------
+    >>> layer = pwconv.PointwiseConv(np.ones((16, 64), np.float32), layout="NHWC", activation="relu6")
+    >>> layer(np.ones((2, 56, 56, 64), np.float32)).shape
+    (2, 56, 56, 16)
     """
 
     __slots__ = ("bias", "in_channels", "out_channels", "weight", *Spec._fields)
@@ -295,6 +301,12 @@ class PointwiseChain(Layers):
     Raises
     ------
     TypeError if `layers` is something else, ValueError if the layers do not fit together.
+
+    Examples
+    --------
+    >>> up, down = (pwconv.PointwiseConv(np.ones(s, np.float32)) for s in ((256, 64), (64, 256)))
+    >>> pwconv.PointwiseChain([up, down])(np.ones((2, 64, 14, 14), np.float32)).shape
+    (2, 64, 14, 14)
     """
 
     __slots__ = ()
@@ -361,6 +373,12 @@ class PointwiseBranches(Layers):
     Raises
     ------
     TypeError if `layers` is something else, ValueError if the layers do not fit together.
+
+    Examples
+    --------
+    >>> classes, boxes = (pwconv.PointwiseConv(np.ones((outs, 64), np.float32)) for outs in (21, 4))
+    >>> [y.shape for y in pwconv.PointwiseBranches([classes, boxes])(np.ones((1, 64, 9, 9), np.float32))]
+    [(1, 21, 9, 9), (1, 4, 9, 9)]
     """
 
     __slots__ = ()

@@ -68,6 +68,12 @@ class ChannelReducer:
     explained_variance_, explained_variance_ratio_ : float64, shape (n_components,); with n - 1 degrees of freedom, and
         as a share of the variance of all channels.
     n_samples_seen_, n_features_in_, n_components_ : pixels, channels, components.
+
+    Examples
+    --------
+    >>> bands = np.random.default_rng(0).random((200, 300, 12), np.float32)
+    >>> pwconv.ChannelReducer(3, layout="HWC").fit_transform(bands).shape
+    (200, 300, 3)
     """
 
     components_: NDArray[np.float64]
@@ -361,6 +367,12 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
     Raises
     ------
     TypeError for wrong types; ValueError for groups, or unless one of `rank` and `energy` is given and possible.
+
+    Examples
+    --------
+    >>> layer = pwconv.PointwiseConv(np.ones((256, 256), np.float32))
+    >>> pwconv.factorize(layer, rank=16).layers[0]
+    PointwiseConv(256, 16, stride=1, bias=False)
     """
     if not isinstance(layer, PointwiseConv):
         raise TypeError(f"layer must be a PointwiseConv, got {type(layer).__name__}")
@@ -392,6 +404,12 @@ def factorize_kernel(
     -------
     reduce, thin : a `PointwiseConv` to `rank` channels, and a float32 kernel of shape (C_out, rank, ...). What they
         save, `saved(spatial)` of the pair tells.
+
+    Examples
+    --------
+    >>> reduce, thin = pwconv.factorize_kernel(np.ones((32, 192, 5, 5)), rank=16)
+    >>> reduce(np.ones((1, 192, 28, 28), np.float32)).shape, thin.shape
+    ((1, 16, 28, 28), (32, 16, 5, 5))
     """
     kernel = arguments.foreign_array(weight, "weight")
     if kernel.ndim < 2:

@@ -61,6 +61,12 @@ def set_num_threads(n: int) -> None:
     """Set how many threads a call without `num_threads` may use.
 
     Raises TypeError if `n` is not an integer and ValueError if it is less than 1.
+
+    Examples
+    --------
+    >>> pwconv.set_num_threads(1)
+    >>> pwconv.get_num_threads()
+    1
     """
     from pwconv.arguments import positive_int  # which imports this module
 
@@ -68,7 +74,14 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call without `num_threads` may use now, OpenMP's current maximum included."""
+    """Return how many threads a call without `num_threads` may use now, OpenMP's current maximum included.
+
+    Examples
+    --------
+    >>> pwconv.set_num_threads(1)
+    >>> pwconv.get_num_threads()
+    1
+    """
     return _threads().number
 
 
@@ -169,6 +182,12 @@ def config() -> dict[str, Any]:
 
     Keys: `version`, `backend`, `isa` (`built`, `supported`, `active`), `threads`, `threads_from`, `openmp`,
     `compiler`, `caches` (bytes), `numpy`, `python`, `platform`, `cpu`.
+
+    Examples
+    --------
+    >>> settings = pwconv.config()
+    >>> settings["isa"]["active"] in settings["isa"]["supported"]
+    True
     """
     import platform  # here and below: imports that no call needs would make importing pwconv slower
 
@@ -196,24 +215,33 @@ def config() -> dict[str, Any]:
 
 
 def show_config() -> None:
-    """Print the configuration, one line each."""
+    """Print the configuration, as `numpy.show_config` prints NumPy's.
+
+    Examples
+    --------
+    >>> pwconv.show_config()  # doctest: +ELLIPSIS
+    version: ...
+    """
+    print("\n".join(_lines(config())))
+
+
+_WORDS = {"True": "true", "False": "false", "None": "none", "{}": "none"}
+
+
+def _lines(settings: dict[str, Any], indent: str = "") -> Iterator[str]:
     import textwrap
 
-    for label, value in _rows(config()):
-        print(textwrap.fill(value, width=79, initial_indent=f"{label:<20}", subsequent_indent=" " * 20))
-
-
-def _rows(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in settings.items():
-        label = f"{prefix}{key}"
+        label = key.replace("_", " ")
         if isinstance(value, dict) and value:
-            yield from _rows(value, f"{label} ")
-        elif isinstance(value, tuple):
-            yield label, ", ".join(value) or "none"
-        elif prefix == "caches ":
-            yield label, f"{value // 1024} KiB"
+            sizes = {level: f"{size // 1024} KiB" for level, size in value.items()} if key == "caches" else value
+            yield f"{indent}{label}:"
+            yield from _lines(sizes, indent + "  ")
         else:
-            yield label, str(value or "none")
+            text = ", ".join(value) if isinstance(value, tuple) else _WORDS.get(repr(value), str(value))
+            yield textwrap.fill(
+                f"{label}: {text or 'none'}", width=79, initial_indent=indent, subsequent_indent=indent + "  "
+            )
 
 
 def _cpu_name() -> str:

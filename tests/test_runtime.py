@@ -354,25 +354,28 @@ def test_show_config_fits_80_columns_and_shows_every_setting(before):
     process = python(f"{before}import pwconv; pwconv.show_config()", PWCONV_BACKEND="numpy")
     lines = process.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    shown = {line[:20].strip(): line[20:] for line in lines if line[:20].strip()}
     config = configuration(before, PWCONV_BACKEND="numpy")
-    assert list(shown) == [
-        f"{key} {inner}" if inner else key
-        for key, value in config.items()
-        for inner in (value if isinstance(value, dict) and value else [""])
+    labels = [line.partition(":")[0] for line in lines if ":" in line]
+    nested = {key: value if isinstance(value, dict) else () for key, value in config.items()}
+    assert labels == [
+        label
+        for key, inner in nested.items()
+        for label in (key.replace("_", " "), *(f"  {name.replace('_', ' ')}" for name in inner))
     ]
-    assert shown["version"] == pwconv.__version__
-    assert shown["threads"] == str(config["threads"])
+    assert f"version: {pwconv.__version__}" in lines
+    assert f"threads: {config['threads']}" in lines
+    assert f"  enabled: {str(config['openmp']['enabled']).lower()}" in lines
 
 
 def test_show_config_wraps_what_is_long(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "config", lambda: {"compiler": "a very long name " * 12, "none of it": ()})
     pwconv.show_config()
     *wrapped, last = capsys.readouterr().out.splitlines()
-    assert len(wrapped) > 3
+    assert len(wrapped) > 2
     assert all(len(line) <= 80 for line in wrapped)
-    assert " ".join(line[20:] for line in wrapped) == ("a very long name " * 12).strip()
-    assert last == "none of it          none"
+    assert " ".join(map(str.strip, wrapped)) == ("compiler: " + "a very long name " * 12).strip()
+    assert all(line.startswith("  ") for line in wrapped[1:])
+    assert last == "none of it: none"
 
 
 def test_name_of_the_cpu_without_procfs(monkeypatch):

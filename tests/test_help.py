@@ -1,0 +1,45 @@
+"""Whoever asks `help()` sees what a name takes and gives, and an example that works as it stands."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+
+import numpy as np
+import pytest
+
+import pwconv
+
+NAMES = [name for name in pwconv.__all__ if callable(getattr(pwconv, name))]
+# These take no arrays of their own.
+SHAPELESS = {"Cost", "config", "conv_cost", "get_num_threads", "set_num_threads", "show_config", "verify"}
+
+
+@pytest.fixture
+def _threads():
+    before = pwconv.get_num_threads()
+    yield
+    pwconv.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_runs(name):
+    text = inspect.getdoc(getattr(pwconv, name))
+    assert re.search(r"^Examples\n--------\n>>> ", text, re.MULTILINE)
+    example = doctest.DocTestParser().get_doctest(text, {"np": np, "pwconv": pwconv}, name, None, None)
+    assert len(example.examples) <= 2  # lines to take in at a glance
+    assert doctest.DocTestRunner().run(example).failed == 0  # the differences are in the captured output
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - SHAPELESS))
+def test_shapes_are_told(name):
+    assert re.search(r"\bshapes?\b", inspect.getdoc(getattr(pwconv, name)))
+
+
+def test_every_public_method_is_explained():
+    for name in NAMES:
+        for attribute, member in inspect.getmembers(getattr(pwconv, name)):
+            if not attribute.startswith("_") and callable(member):
+                assert inspect.getdoc(member), f"{name}.{attribute}"
