@@ -93,6 +93,11 @@ cdef inline size_t aligned(size_t size) noexcept nogil:
     return (size + 63) & ~<size_t> 63
 
 
+cdef inline Py_ssize_t row_floats(Py_ssize_t depth) noexcept nogil:
+    """The room of a packed row: long ones are kept out of each other's cache sets, short ones side by side."""
+    return depth if depth < ROW_PAD else depth + ROW_PAD
+
+
 cdef inline Py_ssize_t tile_floats(const Plan* p) noexcept nogil:
     return p.isa.rows[p.vectors] * p.vectors * p.isa.lanes
 
@@ -132,7 +137,7 @@ cdef void lay_out(Program* g) noexcept nogil:
         if p.pixels_on_lanes:
             panels = max(panels, side.tiles * p.vectors * p.isa.lanes * p.depth_block * sizeof(float))
         else:
-            panels = max(panels, pixels * (p.depth_block + ROW_PAD) * sizeof(float))
+            panels = max(panels, pixels * row_floats(p.depth_block) * sizeof(float))
         partial = max(partial, tiles * tile_floats(p) * sizeof(float))
         residual = max(residual, tile_floats(p) * sizeof(float))
     g.strips_at = 0
@@ -199,7 +204,7 @@ cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
     cdef float* panel
     cdef Run run
     if p.packed and p.rowwise:
-        pack_pixels(t, b, b.first, b.pixels, b.depth + ROW_PAD, b.panels)
+        pack_pixels(t, b, b.first, b.pixels, row_floats(b.depth), b.panels)
     elif p.packed and p.pixels_on_lanes:
         whole = b.pixels - b.pixels % b.side.width
         if whole > 0:
@@ -209,7 +214,7 @@ cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
         count = tile_start(&b.side, tile + 1) - start
         width = vectors_for(p.isa, count) * p.isa.lanes if p.pixels_on_lanes else count
         if p.rowwise:
-            width = b.depth + ROW_PAD
+            width = row_floats(b.depth)
             panel = b.panels + start * width
         else:
             panel = b.panels + start * b.depth

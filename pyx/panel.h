@@ -136,7 +136,8 @@ static void widen(int kind, float *dst, const char *src, ptrdiff_t step, ptrdiff
     }
 }
 
-/* copy() into float32 rows from whatever the source holds, by way of a small block that is widened as it lies. */
+/* copy() into float32 rows from whatever the source holds. What does not lie in the order of dst is widened as it lies
+   into a small block, which is transposed then. */
 static void copy_widened(int kind, char *dst, ptrdiff_t d_row, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
                          ptrdiff_t rows, ptrdiff_t lanes) {
     enum { SIDE = 64, ONE = sizeof(float) };
@@ -144,20 +145,22 @@ static void copy_widened(int kind, char *dst, ptrdiff_t d_row, const char *src, 
         copy(dst, d_row, ONE, src, s_row, s_lane, rows, lanes);
         return;
     }
+    if (rows == 1 || (s_row < 0 ? -s_row : s_row) >= (s_lane < 0 ? -s_lane : s_lane)) {
+        for (ptrdiff_t i = 0; i < rows; i++) widen(kind, (float *)(dst + i * d_row), src + i * s_row, s_lane, lanes);
+        return;
+    }
     float block[SIDE * SIDE];
-    const int rows_run = (s_row < 0 ? -s_row : s_row) < (s_lane < 0 ? -s_lane : s_lane);
     for (ptrdiff_t i = 0; i < rows; i += SIDE) {
         const ptrdiff_t height = rows - i < SIDE ? rows - i : SIDE;
         for (ptrdiff_t j = 0; j < lanes; j += SIDE) {
             const ptrdiff_t width = lanes - j < SIDE ? lanes - j : SIDE;
             const char *at = src + i * s_row + j * s_lane;
-            if (rows_run) {
-                for (ptrdiff_t l = 0; l < width; l++) widen(kind, block + l * SIDE, at + l * s_lane, s_row, height);
+            if (s_lane == height * s_row) {
+                widen(kind, block, at, s_row, height * width); /* pixels without a gap between them */
             } else {
-                for (ptrdiff_t l = 0; l < height; l++) widen(kind, block + l * SIDE, at + l * s_row, s_lane, width);
+                for (ptrdiff_t l = 0; l < width; l++) widen(kind, block + l * height, at + l * s_lane, s_row, height);
             }
-            copy(dst + i * d_row + j * ONE, d_row, ONE, (const char *)block, rows_run ? ONE : SIDE * ONE,
-                 rows_run ? SIDE * ONE : ONE, height, width);
+            copy(dst + i * d_row + j * ONE, d_row, ONE, (const char *)block, ONE, height * ONE, height, width);
         }
     }
 }
@@ -203,6 +206,10 @@ static void pack(const pack_t *p) {
 }
 
 static void pack_rows(const pack_t *p) {
+    if (p->kind != KIND_FLOAT32 && p->step == p->depth * p->channel_step && p->width == p->depth && !p->scale) {
+        widen(p->kind, p->dst + p->at * p->width, p->src, p->channel_step, p->count * p->depth);
+        return;
+    }
     for (ptrdiff_t i = 0; i < p->count; i++) {
         float *dst = p->dst + (p->at + i) * p->width;
         copy_widened(p->kind, (char *)dst, 0, p->src + i * p->step, 0, p->channel_step, 1, p->depth);

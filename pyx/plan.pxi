@@ -209,8 +209,8 @@ cdef inline Py_ssize_t sums_blocks(Py_ssize_t depth, Py_ssize_t outs, const Plan
 cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
     """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles.
 
-    Where weights come from afar for each block of pixels, a block holds more pixels. Lines of a map that push each other
-    out of the cache make the block of channels smaller.
+    Where weights come from afar for each block of pixels, a block holds more pixels. Where lines of a map push each
+    other out of the cache, fewer of them are read at once.
     """
     cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, MANY_PIXELS) if far_weights(p) else 0)
     cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK), blocks
