@@ -23,6 +23,7 @@ def _threads():
     pwconv.set_num_threads(before)
 
 
+@pytest.mark.thread_unsafe(reason="doctest takes the standard output of the whole process")
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_runs(name):

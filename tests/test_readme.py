@@ -4,10 +4,13 @@ import doctest
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SOURCES = {".py", ".pyx", ".pxi", ".h"}
 
 
+@pytest.mark.thread_unsafe(reason="doctest takes the standard output of the whole process")
 def test_the_tour_runs():
     failed, attempted = doctest.testfile("../README.md", encoding="utf-8")
     assert failed == 0  # the differences are in the captured output

@@ -146,11 +146,13 @@ def cpu_time_while_asleep():
 
 @process.needs_linux
 @with_openmp
+@pytest.mark.thread_unsafe(reason="measures CPU time, for which its processes compete")
 def test_workers_fall_asleep_soon():
     assert float(process.run(cpu_time_while_asleep)) < NAP / 4
 
 
 @process.needs_linux
 @with_openmp
+@pytest.mark.thread_unsafe(reason="measures CPU time, for which its processes compete")
 def test_the_measurement_sees_workers_that_stay_awake():
     assert float(process.run(cpu_time_while_asleep, OMP_WAIT_POLICY="active")) > NAP / 3
