@@ -719,7 +719,10 @@ def foreign_numbers(value: Any, name: str) -> NDArray[Any]:
     """Return numbers of another library as an array of integers or floats."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()  # which holds all floats of torch, and NumPy has it
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except OverflowError as error:  # integers that no machine holds
+        raise ValueError(f"{name} must hold real numbers, got {_kind(value)} ({error})") from error
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
     return array

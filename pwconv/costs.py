@@ -76,7 +76,8 @@ def conv_cost(
     """
     axes = next((len(sizes) for sizes in (kernel, spatial) if isinstance(sizes, list | tuple)), 2)
     ins, outs = positive_int(in_channels, "in_channels"), positive_int(out_channels, "out_channels")
-    if ins % positive_int(groups, "groups") or outs % groups:
+    groups = positive_int(groups, "groups")
+    if ins % groups or outs % groups:
         raise ValueError(f"groups must divide in_channels={ins} and out_channels={outs}, got {groups}")
     return count(ins, outs, _product(spatial, axes, "spatial"), taps=_product(kernel, axes, "kernel"), groups=groups)
 

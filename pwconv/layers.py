@@ -165,7 +165,7 @@ class PointwiseConv(Immutable, Layer):
         outs = self.out_channels
         scale = np.ones(outs) if gamma is None else arguments.norm_vector(gamma, "gamma", outs)
         shift = np.zeros(outs) if beta is None else arguments.norm_vector(beta, "beta", outs)
-        spread = arguments.norm_vector(var, "var", outs) + eps
+        spread = arguments.norm_vector(var, "var", outs) + arguments.real(eps, "eps")
         if not (spread > 0).all():
             raise ValueError(f"var + eps must be positive, got {spread.min()}")
         scale = scale / np.sqrt(spread)

@@ -424,15 +424,16 @@ def _cut(matrix: Float32Array, rank: Any, energy: Any) -> tuple[Float32Array, Fl
     """Return two factors of a matrix, which share its singular values evenly, and the share of its energy in them."""
     if (rank is None) == (energy is None):
         raise ValueError(f"give either rank or energy, got rank={rank}, energy={energy}")
+    if matrix.size == 0:
+        raise ValueError("weights without elements have no factors")
+    if energy is None:
+        rank = arguments.integer(rank, "rank", 1, min(matrix.shape))
+    elif not 0 < (share := arguments.real(energy, "energy")) <= 1:
+        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
     left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     total = np.cumsum(values**2)
     shares = total / total[-1] if total.any() else np.ones(len(values))
-    if energy is None:
-        rank = arguments.integer(rank, "rank", 1, len(values))
-    else:
-        share = arguments.real(energy, "energy")
-        if not 0 < share <= 1:
-            raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+    if energy is not None:
         rank = min(len(values), 1 + int(np.searchsorted(shares, share)))
     root = np.sqrt(values[:rank])
     factors = left[:, :rank] * root, root[:, np.newaxis] * right[:rank]

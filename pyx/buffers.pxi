@@ -155,7 +155,7 @@ cdef bint is_table(const Buffers* buffers, int which, Py_ssize_t batch, Py_ssize
 
 cdef inline Py_ssize_t length_of(Py_ssize_t step) noexcept:
     """Without its sign; the least of all numbers, which has no opposite, stays what it is."""
-    return -step if step < 0 else step
+    return <Py_ssize_t> (0 - <size_t> step) if step < 0 else step
 
 
 cdef bint reaches_once(const Py_buffer* view) noexcept:
@@ -182,11 +182,12 @@ cdef void extent(const Py_buffer* view, const char** low, const char** high) noe
     """The bytes between which all elements of a buffer lie."""
     cdef int i
     low[0] = <const char*> view.buf
-    high[0] = low[0] + view.itemsize
+    high[0] = low[0]
     for i in range(view.ndim):
         if view.shape[i] == 0:
-            high[0] = low[0]
             return
+    high[0] += view.itemsize
+    for i in range(view.ndim):
         if view.strides[i] < 0:
             low[0] += view.strides[i] * (view.shape[i] - 1)
         else:

@@ -106,7 +106,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     for i in (RESIDUAL, OUT):
         if buffers.held[i] and not has_shape(&buffers.view[i], shape, recipe.rank):
             return None
-    if buffers.held[OUT] and not checked and not out_is_apart(x, buffers):
+    if buffers.held[OUT] and size and not checked and not out_is_apart(x, buffers):
         return None
 
     # Weights and scales may have been broadcast: their copies, padded to whole vectors, need not fit any memory.

@@ -92,7 +92,7 @@ cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssi
     `apart`: images are computed one by one, so the batch is no pixel axis.
     """
     cdef int i, axis, last = -1
-    cdef Py_ssize_t size, step
+    cdef Py_ssize_t size, step, every
     m.data = <char*> view.buf
     m.kind = kind
     m.item = view.itemsize
@@ -102,13 +102,11 @@ cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssi
     m.slack = False
     for i in range(axes.pixel_axes):
         axis = axes.pixel[i]
-        size = view.shape[axis]
-        step = view.strides[axis]
-        if stride != NULL:
-            size = (size + stride[i] - 1) // stride[i]
-            step *= stride[i]
+        every = stride[i] if stride != NULL else 1
+        size = (view.shape[axis] + every - 1) // every
         if size == 1 or (apart and axis == axes.batch):
             continue
+        step = view.strides[axis] * every  # of an axis that nobody walks along, it may be any number
         if last >= 0 and m.step[last] == size * step:
             m.size[last] *= size
             m.step[last] = step

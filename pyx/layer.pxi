@@ -116,6 +116,8 @@ cdef class Layer:
         self.packed = {}
         cdef Py_ssize_t outs = self.weights.outs // self.recipe.groups
         cdef Py_ssize_t floats = self.recipe.groups * channel_pitch(outs)
+        if floats > 1LL << 46:
+            raise MemoryError(f"no memory holds the bias of {self.weights.outs} out channels")
         self.tables = Memory()
         self.tables.reserve(2 * floats * sizeof(float))
         fill_table(<float*> self.tables.data, self.weights.bias, 0.0, self.recipe.groups, outs)

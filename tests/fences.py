@@ -1,15 +1,20 @@
 """Calls whose arrays lie between pages that nobody may touch: the slightest step outside ends the process.
 
 Inputs are read-only pages meanwhile, and what lies between the elements of `out` is compared afterwards. So any read
-outside of any array, and any write but to the elements of `out`, is found.
+outside of any array, and any write but to the elements of `out`, is found. `python tests/fences.py --seconds 60` looks
+at problems from a new seed each time.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import faulthandler
+import itertools
 import mmap
 import random
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -217,3 +222,22 @@ def step_over(where: str) -> None:
     at = {"before": view.ctypes.data - 1, "after": view.ctypes.data + PAGE, "inside": view.ctypes.data}[where]
     sys.stdout.flush()
     ctypes.memset(at, 0, 1) if where == "inside" else ctypes.string_at(at, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="how long to look")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="the first problem")
+    options = parser.parse_args()
+    faulthandler.enable()
+    end = time.monotonic() + options.seconds
+    for seed in itertools.count(options.seed):
+        for isa in engine.isa_supported():
+            compute_between_fences(isa, 1 + seed // 4 % 2, range(seed, seed + 1))
+        if time.monotonic() > end:
+            print(f"{seed + 1 - options.seed} problems from seed {options.seed}: nothing found")
+            return
+
+
+if __name__ == "__main__":
+    main()

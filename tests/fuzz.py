@@ -16,7 +16,6 @@ import functools
 import math
 import os
 import random
-import resource
 import signal
 import sys
 import time
@@ -25,13 +24,14 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import process
 from numpy.lib.stride_tricks import as_strided
 
 import pwconv
 
 PATIENCE = 20  # seconds for one case; it needs less than a millisecond
 BATCH = 500  # cases in one process
-MEMORY = 4 << 30  # bytes of addresses that a process may have; what is not tiny here is far larger
+MEMORY = 4 << 30  # bytes of addresses that a process may ask for; what is not tiny here is far larger
 
 
 class Theirs(Exception):  # noqa: N818  # not an error of the library
@@ -363,9 +363,8 @@ class Scene:
 
     def case(self) -> Case:
         often = (self.function, self.making, self.calling)
-        return self.rng.choice(
-            (*often, *often, self.planning, self.chain, self.branches, self.classifier, self.setting)
-        )()
+        seldom = (self.planning, self.chain, self.branches, self.classifier, self.reducer, self.thinning, self.folding)
+        return self.rng.choice((*often, *often, *seldom, self.costs, self.verifying, self.setting))()
 
     def function(self) -> Case:
         given = self.arrays("x", "weight") | self.options()
@@ -420,6 +419,43 @@ class Scene:
             given = self.spoil(self.arrays("x") | given)
         return Case(getattr(classifier, name), given)
 
+    def reducer(self) -> Case:
+        reducer = pwconv.ChannelReducer(1, layout=self.layout)
+        x = strange_view(self.rng, self.map(self.ins))  # an enormous map would have to be waited for
+        if self.rng.random() < 0.5:
+            reducer.set_params(n_components=junk(self.rng))
+            return Case(self.rng.choice((reducer.fit, reducer.partial_fit, reducer.fit_transform)), {"x": x})
+        # Fitted to numbers, as random bytes hold NaN, and to pixels enough.
+        reducer.set_params(layout="NC").fit(np.arange(64 * self.ins, dtype=np.float32).reshape(64, self.ins))
+        reducer.set_params(layout=self.layout)
+        if self.rng.random() < 0.5:
+            return Case(reducer.transform, self.spoil({"x": values(self.rng, x.shape), "out": None}))
+        return Case(reducer.inverse_transform, {"z": hostile_array(self.rng, self.map(1))})
+
+    def thinning(self) -> Case:
+        if self.rng.random() < 0.5:
+            share = self.rng.choice(({"rank": 1}, {"energy": 0.5}))
+            return Case(pwconv.factorize, self.spoil({"layer": self.layer()} | share))
+        kernel = self.rng.choice((strange_view(self.rng, (2, 3, 3, 3)), junk(self.rng)))
+        return Case(pwconv.factorize_kernel, {"weight": kernel, "rank": self.rng.choice((1, junk(self.rng)))})
+
+    def folding(self) -> Case:
+        norm = {name: values(self.rng, (self.outs,)) for name in ("gamma", "beta", "mean", "var")}
+        norm[self.rng.choice(list(norm))] = hostile_array(self.rng, (self.outs,))
+        return Case(self.layer().fold_batchnorm, norm | {"eps": self.rng.choice((1e-5, junk(self.rng)))})
+
+    def costs(self) -> Case:
+        if self.rng.random() < 0.5:
+            return Case(self.layer().cost, self.spoil({"shape": self.map(self.ins)}))
+        sizes = {"in_channels": 3, "out_channels": 4, "kernel": 1, "spatial": 5, "groups": 1}
+        return Case(pwconv.conv_cost, self.spoil(sizes))
+
+    def verifying(self) -> Case:
+        x = strange_view(self.rng, self.map(self.ins))
+        return Case(
+            pwconv.verify, {"target": self.layer(), "x": self.rng.choice((x, junk(self.rng)))} | self.rest("out")
+        )
+
     def setting(self) -> Case:
         return Case(pwconv.set_num_threads, {"n": junk(self.rng)})
 
@@ -459,18 +495,17 @@ def give_up(unraisable: Any) -> None:
     os._exit(1)
 
 
-def survives(seeds: range, memory: int = MEMORY) -> bool:
+def survives(seeds: range) -> bool:
     """Runs cases in a process of their own, as one of them may end it."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0
     code = 1
     try:
-        if memory:
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         warnings.simplefilter("ignore")
         sys.unraisablehook = give_up
-        run_cases(seeds)
+        with process.room_for(MEMORY):
+            run_cases(seeds)
         code = 0
     except Exception:
         traceback.print_exc()
@@ -483,15 +518,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="how long to look")
     parser.add_argument("--cases", type=int, default=10**9, help="how many cases at most")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of addresses of a process; 0: no limit")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="the first case")
     options = parser.parse_args()
     seeds, end = range(options.seed, options.seed + options.cases), time.monotonic() + options.seconds
     for first in seeds[::BATCH]:
         batch = seeds[first - options.seed :][:BATCH]
-        if not survives(batch, options.memory):
+        if not survives(batch):
             alone = (range(seed, seed + 1) for seed in batch)
-            found = next((one for one in alone if not survives(one, options.memory)), batch)
+            found = next((one for one in alone if not survives(one)), batch)
             print(f"repeat with: python tests/fuzz.py --seed {found.start} --cases {len(found)}")
             return 1
         if time.monotonic() > end or batch.stop == seeds.stop:

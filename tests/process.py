@@ -1,10 +1,12 @@
-"""Functions run in processes of their own, and what the kernel says of a process's threads (Linux).
+"""Functions run in processes of their own, and what the kernel says of a process's threads and memory (Linux).
 
 What may crash, hang, run out of memory or leave workers behind does so apart from the tests, with a time limit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import signal
 import statistics
@@ -104,3 +106,24 @@ def threads_at_once(call, callers=1, seconds=0.5):
             time.sleep(0.001)
         stop.set()
     return statistics.median(samples)
+
+
+def bytes_of(kind):
+    """The `size` of this process in addresses, or what of it is `resident` in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[("size", "resident").index(kind)]) * mmap.PAGESIZE
+
+
+@contextlib.contextmanager
+def room_for(nbytes):
+    """This process may have so many bytes more of addresses, and no more (on Linux; elsewhere as many as it likes)."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_of("size") + nbytes, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)

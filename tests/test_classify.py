@@ -191,6 +191,7 @@ def test_resized_into_out(backend):
     assert np.array_equal(out, clf.predict(x, size=(30, 50)))
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("size", ["None", "(500, 700)"])

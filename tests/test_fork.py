@@ -127,6 +127,7 @@ def fork_while_all_threads_are_taken():
     wait_for(child)
 
 
+@pytest.mark.measures
 @process.needs_linux
 @pytest.mark.skipif(not pwconv.config()["openmp"]["enabled"], reason="a build without OpenMP has no threads to share")
 def test_children_get_their_threads_back():

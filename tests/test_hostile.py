@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -125,6 +126,18 @@ def test_a_number_beyond_all_addresses_in_an_array_interface():
         pwconv.pointwise_conv(fuzz.Strange(__array_interface__=told), WEIGHT)
 
 
+def test_integers_of_numpy_and_beyond_all_types():
+    """NumPy's small integers must not be counted with, and what no machine holds has a name."""
+    assert pwconv.conv_cost(40, 50, 3, 100, groups=np.int8(1)) == pwconv.conv_cost(40, 50, 3, 100)
+    layer, ones = pwconv.PointwiseConv(WEIGHT), np.ones(5, np.float32)
+    for name in ("gamma", "beta", "mean", "var"):
+        norm = {"gamma": ones, "beta": ones, "mean": ones, "var": ones} | {name: [2**64] * 4 + [-1]}
+        with pytest.raises((TypeError, ValueError), match=name):
+            layer.fold_batchnorm(**norm)
+    with pytest.raises(ValueError, match="eps must fit a float"):
+        layer.fold_batchnorm(ones, ones, ones, ones, eps=10**400)
+
+
 @pytest.mark.parametrize("stride", [2**62, -(2**62), 2**63 - 1, -(2**63)])
 def test_strides_that_nobody_follows(monkeypatch, stride):
     """An axis of length 1 may have any stride; neither it nor a step on that axis leads anywhere."""
@@ -135,6 +148,36 @@ def test_strides_that_nobody_follows(monkeypatch, stride):
     assert (pwconv.pointwise_conv(x, WEIGHT, out=out) == 4).all()
     assert (pwconv.pointwise_conv(x, WEIGHT, stride=(1, 2**30 - 1)) == 4).all()
     assert not ignored
+
+
+# Pickles --------------------------------------------------------------------------------------------------------------
+
+LAYERS = [pwconv.PointwiseConv(WEIGHT[:4], layout="NCHW"), pwconv.PointwiseConv(-WEIGHT)]
+COMPOSED = {
+    "chain": (pwconv.PointwiseChain(LAYERS), lambda chain: chain(ONES)),
+    "branches": (pwconv.PointwiseBranches(LAYERS), lambda branches: branches(ONES, out="concat")),
+    "classifier": (pwconv.PixelClassifier(WEIGHT, WEIGHT[:, 0]), lambda classifier: classifier.decision_function(ONES)),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_damaged_pickles(name):
+    """Every byte in turn is damaged: that raises, or does no harm. For layers see test_layer.py."""
+    whole, compute = COMPOSED[name]
+    data, expected = pickle.dumps(whole), compute(whole)
+    harmless = 0
+    for position in range(len(data)):
+        for bit in (0x01, 0x20, 0x80):
+            damaged = bytearray(data)
+            damaged[position] ^= bit
+            try:
+                with process.room_for(1 << 28):  # a damaged index makes pickle itself ask for gigabytes
+                    restored = pickle.loads(damaged)
+            except Exception:
+                continue
+            harmless += 1
+            assert not isinstance(restored, type(whole)) or np.array_equal(compute(restored), expected)
+    assert harmless < len(data) // 10
 
 
 # What belongs to the caller -------------------------------------------------------------------------------------------

@@ -216,6 +216,7 @@ def test_verify_takes_lists():
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(

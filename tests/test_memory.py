@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import sys
 import time
@@ -47,21 +46,15 @@ def test_fences_hold(where):
 # Leaks and caches -----------------------------------------------------------------------------------------------------
 
 
-def resident():
-    """Bytes of resident memory."""
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
-
-
 def growth(repeat, count):
     """Bytes and Python objects that `count` calls leave behind, after as many that may fill caches."""
     for turn in range(2):
         gc.collect()
-        before, objects = resident(), sys.getallocatedblocks()
+        before, objects = process.bytes_of("resident"), sys.getallocatedblocks()
         for i in range(count):
             repeat(turn * count + i)
     gc.collect()
-    return resident() - before, sys.getallocatedblocks() - objects
+    return process.bytes_of("resident") - before, sys.getallocatedblocks() - objects
 
 
 def good_calls():
@@ -153,12 +146,14 @@ def repeat(name):
     assert objects < 500
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 def test_nothing_leaks_or_piles_up(scene):
     """More than 10^5 calls in all."""
     process.run(repeat, scene.__name__)
 
 
+@pytest.mark.measures
 def test_scratch_memory_of_large_calls_is_given_back():
     process.run(compute_once_with_large_scratch_memory)
 
@@ -167,25 +162,12 @@ def compute_once_with_large_scratch_memory():
     weight = np.ones((3000, 6000), np.float32)  # 72 MB, packed for this call
     x = np.ones((1, 6000, 1, 1), np.float32)
     pwconv.pointwise_conv(x, weight[:30])
-    before = resident()
+    before = process.bytes_of("resident")
     assert (pwconv.pointwise_conv(x, weight) == 6000).all()
-    assert resident() - before < 8 * MEBIBYTE
+    assert process.bytes_of("resident") - before < 8 * MEBIBYTE
 
 
 # Too little memory ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def room_for(nbytes):
-    """This process may have so many bytes more of addresses, and no more."""
-    with open("/proc/self/statm") as statm:
-        now = int(statm.read().split()[0]) * resource.getpagesize()
-    unlimited = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, unlimited[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
 def run_out_of_memory():
@@ -217,7 +199,7 @@ def run_out_of_memory():
         for room in range(0, 100 * MEBIBYTE, MEBIBYTE // 2):
             out.fill(-1)
             result = None
-            with room_for(room):
+            with process.room_for(room):
                 try:
                     result = operation()
                     outcomes.append("done")
@@ -251,7 +233,7 @@ def start_teams_without_room(before, in_a_child):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         return
     out = np.full_like(expected, -1)
-    with room_for(4 * MEBIBYTE):
+    with process.room_for(4 * MEBIBYTE):
         layer(x, out=out, num_threads=4)
     assert oracle.same_bits(out, expected)
     assert oracle.same_bits(layer(x, num_threads=4), expected)
@@ -281,6 +263,7 @@ TOO_LARGE = {
     "result in a layer": lambda: pwconv.PointwiseConv(zeros(8, 1))(zeros(1, 1, 2**30, 2**30)),
     "weights in a layer": lambda: pwconv.PointwiseConv(zeros(1, 2**60)),
     "tables in a layer": lambda: pwconv.PointwiseConv(zeros(2**40, 0), layout="NC")(zeros(2, 0)),
+    "tables in a layer that wrap around": lambda: pwconv.PointwiseConv(zeros(2**61 - 16, 0)),
     **{f"2^{n} weights": partial(one_output, 2**n - 16) for n in (57, 58, 59, 60, 61)},
     **{f"2^{n} weights and tables": partial(one_output, 2**n - 16, "relu") for n in (57, 58, 59, 60, 61)},
 }

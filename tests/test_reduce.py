@@ -229,6 +229,7 @@ def test_threads_change_no_bit(fma_isa, layout):
         assert np.array_equal(reducer.explained_variance_, fits[0].explained_variance_)
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("view", ["", "[:, 3:, ::-1]"])

@@ -139,11 +139,26 @@ def test_default_threads_without_an_affinity_mask(tmp_path, monkeypatch):
     assert runtime.default_threads(tmp_path / "nothing", tmp_path / "nothing") == (1, "affinity")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity mask")
+ON_ONE_CPU = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity mask")
+
+
+@needs_affinity
 def test_default_of_a_process_on_one_cpu():
-    config = configuration("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})")
+    config = configuration(ON_ONE_CPU)
     assert config["threads"] == 1
     assert config["threads_from"] in ("affinity", "cgroup quota")
+
+
+@needs_affinity
+def test_an_explicit_number_is_not_bounded():
+    """By the mask, nor by the quota, which is looked up with it: neither the environment's nor a call's."""
+    plan = "pwconv.PointwiseConv(numpy.ones((64, 64), 'f')).plan((1, 64, 99, 99), num_threads=5).threads"
+    code = f"{ON_ONE_CPU}; import numpy, pwconv; print(pwconv.get_num_threads(), {plan})"
+    process = python(code, PWCONV_NUM_THREADS="3", OMP_NUM_THREADS="64")
+    assert process.returncode == 0, process.stderr
+    config = pwconv.config()
+    assert process.stdout.split() == [str(offered(config, 3)), str(offered(config, 5))]
 
 
 # Settings -------------------------------------------------------------------------------------------------------------

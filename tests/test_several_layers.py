@@ -147,6 +147,7 @@ def test_the_twin_of_a_chain(dtype):
     np.testing.assert_allclose(y, truth, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_maps_in_between_are_never_whole(layout):

@@ -81,6 +81,7 @@ def threads_of_each_count():
         assert process.threads_that_compute(lambda n=threads: layer(X, num_threads=n)) == threads
 
 
+@pytest.mark.measures
 @process.needs_linux
 @with_openmp
 def test_a_call_runs_on_the_threads_that_it_was_given():
@@ -95,6 +96,7 @@ def compute_under_limits():
     assert process.threads_that_compute(lambda: layer(X)) == 2
 
 
+@pytest.mark.measures
 @process.needs_linux
 @with_openmp
 def test_threadpoolctl_is_obeyed():
@@ -108,6 +110,7 @@ def callers_share_the_threads():
     assert process.threads_at_once(lambda: layer(X, num_threads=3), callers=6) <= 6 + 2
 
 
+@pytest.mark.measures
 @process.needs_linux
 @with_openmp
 def test_no_more_threads_run_than_were_asked_for():
@@ -122,6 +125,7 @@ def compute_in_a_callers_pool():
         assert process.threads_that_compute(lambda: list(pool.map(layer, [X] * 3)), seconds=0.5) == 3
 
 
+@pytest.mark.measures
 @process.needs_linux
 def test_a_callers_pool_of_threads_that_are_to_compute_alone():
     process.run(compute_in_a_callers_pool)
@@ -144,6 +148,7 @@ def cpu_time_while_asleep():
     print(statistics.median(used))
 
 
+@pytest.mark.measures
 @process.needs_linux
 @with_openmp
 @pytest.mark.thread_unsafe(reason="measures CPU time, for which its processes compete")
@@ -151,6 +156,7 @@ def test_workers_fall_asleep_soon():
     assert float(process.run(cpu_time_while_asleep)) < NAP / 4
 
 
+@pytest.mark.measures
 @process.needs_linux
 @with_openmp
 @pytest.mark.thread_unsafe(reason="measures CPU time, for which its processes compete")

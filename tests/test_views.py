@@ -60,6 +60,7 @@ def extra_memory(layout, view, call=CALL):
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which is Linux's")
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", WHOLE)
 @pytest.mark.parametrize("kind", VIEWS)
@@ -67,6 +68,7 @@ def test_views_are_not_copied(layout, kind):
     assert extra_memory(layout, VIEWS[kind][layout]) < LIMIT
 
 
+@pytest.mark.measures
 @needs_proc
 @pytest.mark.parametrize("layout", WHOLE)
 def test_the_measurement_sees_a_copy(layout):
