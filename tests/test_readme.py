@@ -31,3 +31,17 @@ def test_the_functions_of_the_inside_story_exist():
     named = re.findall(r"`(\w+)\(\)`", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(named) > 6
     assert [name for name in named if not re.search(rf"^[\w* ]*\b{name}\(", text, re.MULTILINE)] == []
+
+
+def test_what_an_instruction_set_takes_is_what_is_there():
+    """All lines that the diff leaves, in this order."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    text = ""
+    for line in diff.splitlines():
+        if line.startswith("--- "):
+            text = (ROOT / line[4:]).read_text(encoding="utf-8")
+        elif not line.startswith("-"):
+            _, found, text = text.partition(f"\n{line[1:]}\n")
+            assert found, line
+            text = "\n" + text
