@@ -15,6 +15,7 @@ from typing import Any
 from pwconv import runtime
 from pwconv._limits import Machine, measure
 from pwconv._race import LAYOUTS, MARGIN, NETWORKS, PEERS, Operands, Result, compete, elsewhere, select
+from pwconv.demo import terminal_width
 
 
 def main(argv: Sequence[str]) -> int:
@@ -148,7 +149,7 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
         paragraphs[-1] += f" {_listed(bare)}: neither bias nor ReLU, and a given buffer, so compared with out=."
     if options.without:
         paragraphs.append(" ".join(f"Without {name}: it {obstacle}." for name, obstacle in options.without.items()))
-    return [textwrap.fill(paragraph, 79) for paragraph in paragraphs]
+    return [textwrap.fill(paragraph, terminal_width()) for paragraph in paragraphs]
 
 
 def line(name: str, cells: Sequence[str]) -> str:
@@ -207,7 +208,7 @@ def conclusion(results: Sequence[Result], means: Mapping[str, Mapping[str, float
     wrong = [f"{', '.join(result.wrong)} on {result.workload}" for result in results if result.wrong]
     if wrong:
         paragraphs.append(f"Left out, since they compute something else: {'; '.join(wrong)}.")
-    return [textwrap.fill(paragraph, 79) for paragraph in paragraphs]
+    return [textwrap.fill(paragraph, terminal_width()) for paragraph in paragraphs]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -22,12 +22,13 @@ from pwconv._race import race
 # ---- the page: plain ASCII, since in many a terminal of the far east a multiplication sign is two columns wide
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Return how many columns there are, at most 80."""
     return min(shutil.get_terminal_size().columns, 80)
 
 
 def say(text: str) -> None:
-    print(textwrap.fill(text, _width(), break_long_words=False), end="\n\n")
+    print(textwrap.fill(text, terminal_width(), break_long_words=False), end="\n\n")
 
 
 def heading(text: str) -> None:
@@ -39,7 +40,7 @@ def _table(*groups: list[dict[str, str]]) -> None:
     rows = [row for group in groups for row in group]
     first, *others = rows[0]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    if sum(widths.values()) + 2 * len(others) <= _width():
+    if sum(widths.values()) + 2 * len(others) <= terminal_width():
 
         def show(row: dict[str, str]) -> None:
             print(row[first].ljust(widths[first]), *(row[name].rjust(widths[name]) for name in others), sep="  ")
@@ -161,7 +162,7 @@ def _pixel_classifier(rng: np.random.Generator) -> tuple[list[Check], bool]:
         f" is known and whose noise is {noise} times the signal in every single channel. A pixel's label, here a"
         f" letter, is the class of its largest score: {right:,} of {truth.size:,} are right ({right / truth.size:.2%})."
     )
-    print(textwrap.indent(_drawing(labels, 12, min(64, _width() - 2)), "  "), end="\n\n")
+    print(textwrap.indent(_drawing(labels, 12, min(64, terminal_width() - 2)), "  "), end="\n\n")
     checks = _both_layouts(f"{channels} -> {classes}  {size}x{size}", partial(nearest_prototype, prototypes), x)
     _show_checks(checks)
     return checks, bool(right > 0.99 * truth.size)

@@ -386,6 +386,13 @@ def run_bench(*words, **variables):
     return subprocess.run(command, env=ours | variables, capture_output=True, text=True, check=False)
 
 
+def test_text_fits_a_narrow_terminal():
+    done = run_bench("--layers", "1x4x4x16x16", "--peers", "numpy", COLUMNS="50")
+    prose = [line for line in done.stdout.splitlines() if not line.startswith(("layer ", "shape ", "geometric mean  "))]
+    assert len(prose) > 10
+    assert max(map(len, prose)) <= 50
+
+
 def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
     path = tmp_path / "race.json"
     words = ("--layers", "2x5x6x3x4/2,1x4x4x16x16", "--peers", "numpy", "--layout", "NHWC", "--json", path)
