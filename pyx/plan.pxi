@@ -166,6 +166,9 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
             p.x_channel_step >= 1024 or crowded(p.x_channel_step, plan.depth_block, L1_WAY)):
         # Each tile takes a part of its lines only, and finds them gone when it comes back for the next part.
         cycles += rows.tiles * p.depth * 3.0
+        if big and crowded(p.x_channel_step, plan.depth_block // 4, L1_WAY):
+            # Neither side of a tile is in the first-level cache.
+            cycles += 0.8 * rows.tiles * lanes.tiles * p.depth
     # Tiles that lie across the end of a run are packed, and stored through scratch.
     if p.x_run < p.pixels and not plan.packed:
         cycles += vectors_in * 6.0 * min(1.0, <double> p.pixels / pixels.tiles / p.x_run)
