@@ -1,12 +1,15 @@
 """What a call costs beside its arithmetic: the time of a small one, the memory of a large one, and the import.
 
-python benchmarks/overheads.py
+Also what denormal numbers cost, and how much a call slows NumPy's product that follows it.
+
+python benchmarks/overheads.py [small_call | memory | denormals | aftermath | import_time ...]
 """
 
 import multiprocessing
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,18 +21,19 @@ from pwconv import runtime
 from pwconv._race import LAYOUTS, PEERS, Operands, Workload, elsewhere, installed, pwconv_ways, race
 
 SMALL = Workload("overheads", "small", 1, 4, 4, 16, 16)
+MEDIUM = Workload("overheads", "medium", 1, 56, 56, 256, 64)
 LARGE = Workload("overheads", "large", 16, 112, 112, 256, 256)
 ROUNDS = 15
 
 
 def main() -> int:
-    """Print all three and return the exit status."""
+    """Print all, or what is named, and return the exit status."""
     status = elsewhere([sys.executable, *sys.argv], pwconv.get_num_threads(), runtime.engine.isa_active())
     if status is None:
         print(f"{runtime.config()['cpu']}, threads: {pwconv.get_num_threads()}")
-        small_call()
-        memory()
-        import_time()
+        measurements = {one.__name__: one for one in (small_call, memory, denormals, aftermath, import_time)}
+        for name in sys.argv[1:] or measurements:
+            measurements[name]()
     return status or 0
 
 
@@ -102,6 +106,54 @@ def resident(field: str) -> int:
     """Return the bytes of this process that are in memory: now (VmRSS), or at the most (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+# Denormal numbers -----------------------------------------------------------------------------------------------------
+
+
+def denormals() -> None:
+    """Race every library against itself, on numbers of which some arrays, or the sums, are denormal."""
+    print("\nDenormal numbers, on a map of 56 x 56 pixels, 256 -> 64 channels, in times of normal ones:")
+    scales = {"normal": (1, 1), "input": (1e-39, 1), "weights": (1, 1e-39), "sums": (1e-20, 1e-20)}
+    calls = {}
+    for what, (of_x, of_weight) in scales.items():
+        operands = Operands(MEDIUM, "NCHW")
+        operands.x *= np.float32(of_x)
+        operands.weight *= np.float32(of_weight)
+        operands.bias *= np.float32(of_x * of_weight)
+        calls |= {(column, what): contender(column, operands) for column in ("pwconv", *installed("NCHW"))}
+    times = race(calls, rounds=ROUNDS, threads=pwconv.get_num_threads())
+    seconds = {key: statistics.median(of_rounds) for key, of_rounds in times.items()}
+    print(f"{'':<24}" + "".join(f"{what:>10}" for what in list(scales)[1:]))
+    for column in ("pwconv", *installed("NCHW")):
+        ratios = (seconds[column, what] / seconds[column, "normal"] for what in list(scales)[1:])
+        print(f"{column:<24}" + "".join(f"{ratio:>10.2f}" for ratio in ratios))
+
+
+# The next library -----------------------------------------------------------------------------------------------------
+
+
+def aftermath() -> None:
+    """Time NumPy's product of two matrices right after a call of each library, beside the same after a pause."""
+    a, b = np.random.default_rng(0).random((2, 1000, 1000), np.float32)
+    operands = Operands(MEDIUM, "NCHW")
+    before = {"a pause": partial(time.sleep, 0.2)}
+    before |= {column: contender(column, operands) for column in ("pwconv", *installed("NCHW"))}
+    seconds: dict[str, list[float]] = {name: [] for name in before}
+    for _ in range(ROUNDS):
+        for name, call in before.items():
+            time.sleep(0.2)  # whoever was awake sleeps now
+            # NumPy's own threads are warm, and those of the library awake.
+            np.matmul(a, b)
+            call()
+            start = time.perf_counter()
+            np.matmul(a, b)
+            seconds[name].append(time.perf_counter() - start)
+    alone = statistics.median(seconds["a pause"])
+    print("\nNumPy's product of two 1000 x 1000 matrices right after")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(f"{name:<24}{median * 1e3:>8.2f} ms{median / alone:>8.2f} of that after a pause")
 
 
 # Time of the import ---------------------------------------------------------------------------------------------------
