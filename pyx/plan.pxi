@@ -174,7 +174,7 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
         cycles += vectors_in * 6.0 * min(1.0, <double> p.pixels / pixels.tiles / p.x_run)
     if p.y_run < p.pixels:
         cycles += vectors_out * 5.0 * min(1.0, <double> p.pixels / pixels.tiles / p.y_run)
-    if plan.packed:
+    if plan.packed and p.depth > 0:
         # Runs copied, squares transposed, or elements one by one; again for each block of out channels.
         cycles += vectors_in * sums_blocks(p.depth, p.outs, plan, min(p.pixels, cache_room() // plan.depth_block)) * (
             (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * isa.lanes)
