@@ -9,6 +9,7 @@ from pwconv.functional import pointwise_conv, verify
 from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
 from pwconv.reduce import ChannelReducer, factorize, factorize_kernel
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
+from pwconv.training import pointwise_conv_backward
 
 __all__ = [
     "ChannelReducer",
@@ -24,6 +25,7 @@ __all__ = [
     "factorize_kernel",
     "get_num_threads",
     "pointwise_conv",
+    "pointwise_conv_backward",
     "reference",
     "set_num_threads",
     "show_config",

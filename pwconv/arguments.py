@@ -28,6 +28,7 @@ NAMED_LAYOUTS = ("channels_first", "channels_last")
 WEIGHT_LAYOUTS = ("OI", "IO")
 PRECISIONS = ("highest", "high", "medium")
 BACKENDS = ("auto", "native", "numpy")
+GRADIENTS = ("x", "weight", "bias")
 
 
 class Activation(NamedTuple):
@@ -78,6 +79,21 @@ class Call(NamedTuple):
     residual: Float32Array | None = None
     out: Float32Array | None = None
     num_threads: int | None = None
+
+
+class Backward(NamedTuple):
+    """A checked call for gradients: the forward call, the gradient of its result, and those that are needed."""
+
+    spec: Spec
+    matrix: Float32Array
+    call: Call
+    grad_y: Float32Array
+    need: frozenset[str]
+
+    @property
+    def parts(self) -> list[NDArray[Any]]:
+        """The maps that `x` consists of."""
+        return self.call.x if isinstance(self.call.x, list) else [self.call.x]
 
 
 # Constructor arguments ------------------------------------------------------------------------------------------------
@@ -240,6 +256,11 @@ def weight_matrix(weight: Any, spec: Spec) -> Float32Array:
             f"groups must divide the output channels of weight, got groups={spec.groups}, C_out={len(matrix)}"
         )
     return matrix
+
+
+def as_kernel(matrix: NDArray[Any], weight_layout: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a matrix (C_out, C_in // groups) in the shape in which a weight was given."""
+    return (matrix if weight_layout == "OI" else matrix.T).reshape(shape)
 
 
 def bias_vector(bias: Any, out_channels: int) -> Float32Array | None:
@@ -422,8 +443,10 @@ def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Arr
 
 
 def _shaped(value: Any, name: str, shapes: Shapes | Call) -> Float32Array | None:
-    if value is None:
-        return None
+    return None if value is None else _of_shape(value, name, shapes)
+
+
+def _of_shape(value: Any, name: str, shapes: Shapes | Call) -> Float32Array:
     array = float32_array(value, name)
     if array.shape != shapes.out_shape:
         raise ValueError(f"{name} must have shape {shapes.out_shape} (layout {shapes.out_layout!r}), got {array.shape}")
@@ -573,6 +596,51 @@ def check_branches(layers: tuple[Any, ...], x: Any, out: Any = None, num_threads
         readable[name] = receiver
         calls.append(Call(maps.source, *made, out=receiver, num_threads=threads))
     return tuple(calls)
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
+def check_backward(
+    grad_y: Any,
+    x: Any,
+    weight: Any,
+    *,
+    stride: StrideLike,
+    groups: int,
+    layout: str,
+    weight_layout: str,
+    need: Any,
+    num_threads: Any,
+    backend: str,
+) -> Backward:
+    """Check a call of `pwconv.pointwise_conv_backward`."""
+    needed = _parse_need(need)
+    spec = parse_spec(
+        stride=stride,
+        groups=groups,
+        layout=layout,
+        out_layout=None,
+        weight_layout=weight_layout,
+        input_activation=None,
+        activation=None,
+        precision="highest",
+        backend=backend,
+    )
+    matrix = weight_matrix(weight, spec)
+    call = check_call(spec, matrix.shape, x, num_threads=num_threads)
+    backward = Backward(spec, matrix, call, _of_shape(grad_y, "grad_y", call), needed)
+    # Arrays may have been broadcast, so that their gradients are larger than they are.
+    for array in (*(backward.parts if "x" in needed else ()), matrix):
+        _check_size(array.shape)
+    return backward
+
+
+def _parse_need(need: Any) -> frozenset[str]:
+    names = (need,) if isinstance(need, str) else need
+    if not isinstance(names, list | tuple | set | frozenset):
+        raise TypeError(f"need must be a name or a tuple of names, got {_kind(need)}")
+    return frozenset(_choice(name, "need" if name is need else "a name in need", GRADIENTS) for name in names)
 
 
 # Classifiers ----------------------------------------------------------------------------------------------------------

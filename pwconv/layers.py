@@ -119,7 +119,7 @@ class PointwiseConv(Immutable, Layer):
         layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec)
 
         attributes: dict[str, Any] = spec._asdict() | {
-            "weight": _as_kernel(layer.matrix, spec.weight_layout, weight.shape),
+            "weight": arguments.as_kernel(layer.matrix, spec.weight_layout, weight.shape),
             "bias": None if layer.bias1d is None else layer.bias1d[:],
             "in_channels": matrix.shape[1] * spec.groups,
             "out_channels": len(matrix),
@@ -172,7 +172,7 @@ class PointwiseConv(Immutable, Layer):
         bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
         shift = shift + (bias - arguments.norm_vector(mean, "mean", outs)) * scale
         matrix = (self.matrix * scale[:, np.newaxis]).astype(np.float32)
-        weight = _as_kernel(matrix, self.weight_layout, self.weight.shape)
+        weight = arguments.as_kernel(matrix, self.weight_layout, self.weight.shape)
         return type(self)(weight, shift.astype(np.float32), **self._options())
 
     def cost(self, shape: Sequence[int]) -> Cost:
@@ -221,11 +221,6 @@ def _checksum(weight: Any, bias: Any, *told: Any) -> int:
     for data in (weight, b"no bias" if bias is None else bias):
         checksum = zlib.crc32(data, checksum)
     return checksum
-
-
-def _as_kernel(matrix: Float32Array, weight_layout: str, shape: tuple[int, ...]) -> Float32Array:
-    """Return a matrix (C_out, C_in // groups) in the shape in which a weight was given."""
-    return (matrix if weight_layout == "OI" else matrix.T).reshape(shape)
 
 
 def _pixels(call: Call) -> int:

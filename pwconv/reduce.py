@@ -205,7 +205,7 @@ def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments
     parts, counted, allowed = arguments.check_pixels(layout, x, mask, num_threads)
     shift = _provisional_mean(parts, counted)
     channels = len(shift)
-    boxes = list(_boxes(parts[0].shape[1:], min(_BLOCK_PIXELS, max(1, _BLOCK // (channels + 1)))))
+    boxes = list(boxes_of(parts[0].shape[1:], min(_BLOCK_PIXELS, max(1, _BLOCK // (channels + 1)))))
     shares = [share for i in range(_SHARES) if (share := boxes[i::_SHARES])]
     threads = min(len(shares), allowed or runtime.get_num_threads())
     summed = partial(_sum_of_products, parts, counted, shift)
@@ -279,7 +279,7 @@ def _sum_of_products(
     return total
 
 
-def _boxes(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
+def boxes_of(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
     """Cut an array into boxes of at most `limit` elements, as long as possible on the last axes."""
     if not math.prod(shape):
         return

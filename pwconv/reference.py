@@ -194,6 +194,73 @@ def _stretched(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     return below + part * (above - below)
 
 
+def pointwise_conv_backward(
+    grad_y: Any,
+    x: Any,
+    weight: Any,
+    *,
+    stride: StrideLike = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OI",
+    need: Any = ("x", "weight", "bias"),
+    num_threads: int | None = None,
+    backend: str = "numpy",
+    dtype: DTypeLike = np.float32,
+) -> tuple[Any, NDArray[Any] | None, NDArray[Any] | None]:
+    """Compute what `pwconv.pointwise_conv_backward` defines, in `dtype`.
+
+    `num_threads` and `backend` are checked, but change nothing.
+    """
+    task = arguments.check_backward(
+        grad_y,
+        x,
+        weight,
+        stride=stride,
+        groups=groups,
+        layout=layout,
+        weight_layout=weight_layout,
+        need=need,
+        num_threads=num_threads,
+        backend=backend,
+    )
+    grad_x, matrix, grad_bias = _gradients(task, dtype)
+    kernel = np.ascontiguousarray(arguments.as_kernel(matrix, weight_layout, np.shape(weight)))
+    return (
+        (grad_x if isinstance(task.call.x, list) else grad_x[0]) if "x" in task.need else None,
+        kernel if "weight" in task.need else None,
+        grad_bias if "bias" in task.need else None,
+    )
+
+
+@np.errstate(all="ignore")
+def _gradients(task: arguments.Backward, dtype: DTypeLike) -> tuple[list[NDArray[Any]], NDArray[Any], NDArray[Any]]:
+    """Follow the definition on maps with the axes (N, C, spatial axes): gradients of all maps, the matrix, the bias."""
+    layout, groups = task.call.layout, task.spec.groups
+    axes = "NC" + "".join(letter for letter in layout if letter not in "NC")
+    maps = [_ordered(part, layout, axes) for part in task.parts]
+    steps = (slice(None), slice(None), *(slice(None, None, step) for step in task.call.stride))
+    x = np.concatenate([map_[steps].astype(dtype) for map_ in maps], axis=1)
+    grad_y = _ordered(task.grad_y, layout, axes).astype(dtype)
+
+    def per_group(map_: NDArray[Any]) -> NDArray[Any]:
+        batch, channels, *pixels = map_.shape
+        return map_.reshape(batch, groups, channels // groups, math.prod(pixels))
+
+    out_channels, channels = task.matrix.shape
+    weights = task.matrix.astype(dtype).reshape(groups, out_channels // groups, channels)
+    whole = np.zeros((len(x), groups * channels, *maps[0].shape[2:]), dtype)
+    whole[steps] = (weights.swapaxes(1, 2) @ per_group(grad_y)).reshape(x.shape)
+    matrix = (per_group(grad_y) @ per_group(x).swapaxes(2, 3)).sum(axis=0).reshape(out_channels, channels)
+    bias = grad_y.sum(axis=(0, *range(2, grad_y.ndim)))
+
+    parts = np.split(whole, np.cumsum([map_.shape[1] for map_ in maps])[:-1], axis=1)
+    if "N" not in layout:
+        parts, axes = [part[0] for part in parts], axes[1:]
+    order = [axes.index(letter) for letter in layout]
+    return [np.ascontiguousarray(part.transpose(order)) for part in parts], matrix, bias
+
+
 class Components(NamedTuple):
     """The principal components of pixels, as `pwconv.ChannelReducer` names its attributes."""
 

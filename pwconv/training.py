@@ -1,0 +1,216 @@
+"""Gradients of the operation, for training: three pointwise convolutions of other operands."""
+
+import math
+import string
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwconv import arguments, reference
+from pwconv.arguments import Backward, Float32Array, StrideLike
+from pwconv.functional import pointwise_conv
+from pwconv.reduce import boxes_of
+
+_CHUNK = 1 << 20  # numbers of both maps whose products are summed at a time: copies and packed weights stay small
+    1 << 20
+)  # numbers of both maps whose products are summed at a time, so that copies and packed weights stay small
+_FEWEST, _MOST = 256, 16384  # pixels of a chunk: enough to be worth a call; few enough for exactness
+_RUN = 64  # pixels whose gradients are summed in float32 for the bias, and in float64 beyond
+_PIECE = 16  # pixels of an image that are worth being found on their own
+_PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
+
+
+def pointwise_conv_backward(
+    grad_y: Any,
+    x: Any,
+    weight: Any,
+    *,
+    stride: StrideLike = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OI",
+    need: Any = ("x", "weight", "bias"),
+    num_threads: int | None = None,
+    backend: str = "auto",
+) -> tuple[Float32Array | list[Float32Array] | None, Float32Array | None, Float32Array | None]:
+    """Compute the gradients of `y = pwconv.pointwise_conv(x, weight, bias, ...)` from that of `y`.
+
+    With the stride's pixels p of image n in `x`, and i and o in the same group::
+
+        grad_x[n, i, p] = sum_o weight[o, i] * grad_y[n, o, p]        and 0 at pixels that the stride leaves out
+        grad_weight[o, i] = sum_n,p grad_y[n, o, p] * x[n, i, p]
+        grad_bias[o] = sum_n,p grad_y[n, o, p]
+
+    An activation, scale or residual is not part of it: `grad_y` is the gradient of the sum before them.
+
+    Parameters
+    ----------
+    grad_y : float32, shape of the result of the forward call, any strides.
+    x, weight, stride, groups, layout, weight_layout, num_threads, backend : as in the forward call.
+    need : "x", "weight", "bias", or a tuple of some; the others are not computed.
+
+    Returns
+    -------
+    grad_x, grad_weight, grad_bias : new float32 arrays with the shapes of `x`, `weight` and (C_out,), C-contiguous, or
+        None where they are not needed. For a list `x`, grad_x is a list. Where elements of `x` share memory
+        (`numpy.broadcast_to`), each has a gradient of its own; that of what was broadcast is their sum.
+
+    Raises
+    ------
+    TypeError for wrong types and dtypes; ValueError for wrong shapes, layouts and names; MemoryError.
+
+    Notes
+    -----
+    Sums over pixels are cut up by the shapes alone: within a part of at most 16,384 pixels they follow the rule of
+    `pwconv.pointwise_conv`, with pixels in place of channels, then the parts are added in ascending order. So results
+    are the same bit for bit, whatever the threads. grad_bias is summed in float64 beyond 64 pixels.
+
+    The formulas are those of a linear layer (Rumelhart, Hinton and Williams, "Learning representations by
+    back-propagating errors", 1986).
+
+    Examples
+    --------
+    >>> x, weight, grad_y = (np.ones(shape, np.float32) for shape in ((2, 64, 9, 9), (16, 64), (2, 16, 9, 9)))
+    >>> [grad.shape for grad in pwconv.pointwise_conv_backward(grad_y, x, weight)]
+    [(2, 64, 9, 9), (16, 64), (16,)]
+    """
+    options: dict[str, Any] = {
+        "stride": stride,
+        "groups": groups,
+        "layout": layout,
+        "weight_layout": weight_layout,
+        "need": need,
+        "num_threads": num_threads,
+        "backend": backend,
+    }
+    task = arguments.check_backward(grad_y, x, weight, **options)
+    if task.spec.backend == "numpy":
+        return reference.pointwise_conv_backward(grad_y, x, weight, **options)
+    grad_x: Any = None
+    if "x" in task.need:
+        grads = _grad_x(task)
+        grad_x = grads if isinstance(task.call.x, list) else grads[0]
+    grad_weight = _grad_weight(task, np.shape(weight)) if "weight" in task.need else None
+    grad_bias = _grad_bias(task) if "bias" in task.need else None
+    return grad_x, grad_weight, grad_bias
+
+
+def _grad_x(task: Backward) -> list[Float32Array]:
+    """Convolve with the transposed weights, into every stride-th pixel."""
+    spec, call, gradient = task.spec, task.call, _channels_first(task.grad_y, task)
+    outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
+    blocks = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
+    weights = blocks.reshape(spec.groups * ins, outs)
+    axis = call.layout.index("C")
+    cuts = np.cumsum([part.shape[axis] for part in task.parts])[:-1]
+    shape = list(task.parts[0].shape)
+    make = np.empty if set(call.stride) <= {1} else np.zeros
+    grads = []
+    # With groups, a part may begin in the middle of one: then all parts are computed together.
+    for own in np.split(weights, cuts) if spec.groups == 1 else [weights]:
+        shape[axis] = len(own)
+        grad = make(shape, np.float32)
+        pointwise_conv(
+            gradient,
+            own,
+            groups=spec.groups,
+            layout=_letters(gradient),
+            out=_sampled(grad, task),
+            num_threads=call.num_threads,
+        )
+        grads.append(grad)
+    return grads if len(grads) > len(cuts) else [np.ascontiguousarray(part) for part in np.split(grads[0], cuts, axis)]
+
+
+def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
+    """Sum products over pixels, chunk by chunk."""
+    spec, gradient = task.spec, _channels_first(task.grad_y, task)
+    maps = [_sampled(part, task) for part in task.parts]
+    grad = np.zeros(shape, np.float32)
+    matrix = arguments.weight_matrix(grad, spec)
+    columns = np.split(matrix, np.cumsum([len(part) for part in maps])[:-1], axis=1)
+    first = True
+    for box in _chunks(gradient, len(gradient) + sum(map(len, maps))):
+        parts = [part[:, *box] for part in maps]
+        if spec.groups > 1 and len(parts) > 1:  # they may begin in the middle of a group
+            parts, columns = [np.concatenate(parts, dtype=np.float32)], [matrix]
+        for part, own in zip(parts, columns, strict=True):
+            _add_products(gradient[:, *box], part, own, first, spec.groups, task.call.num_threads)
+        first = False
+    return grad
+
+
+def _add_products(
+    gradient: Float32Array, x: NDArray[Any], total: Float32Array, first: bool, groups: int, num_threads: int | None
+) -> None:
+    """Add sum_p gradient[o, p] * x[i, p] to total[o, i]: a convolution in which pixels take the part of channels."""
+    # What takes the part of weights is packed in each call, so it had better be few; groups leave no choice.
+    swapped = groups == 1 and len(x) < len(gradient)
+    weights, maps = (x, gradient) if swapped else (gradient, x)
+    pieces = [piece for group in np.split(maps, groups) for piece in _pieces(group)]
+    pointwise_conv(
+        pieces,
+        _flat(weights).astype(np.float32, copy=False),
+        groups=groups,
+        layout="LC",
+        out_layout="LC" if swapped else "CL",
+        residual=None if first else total,
+        out=total,
+        num_threads=num_threads,
+    )
+
+
+def _grad_bias(task: Backward) -> Float32Array:
+    """Sum over pixels: short runs by a convolution with ones, in which pixels take the part of channels."""
+    gradient = _channels_first(task.grad_y, task)
+    ones, total = np.ones((1, _RUN), np.float32), np.zeros(len(gradient))
+    for box in _chunks(gradient, len(gradient)):
+        for piece in _pieces(gradient[:, *box]):
+            whole = piece.shape[1] - piece.shape[1] % _RUN
+            runs = piece[:, :whole].reshape(len(piece), whole // _RUN, _RUN)
+            sums = pointwise_conv(runs, ones, layout="NLC", num_threads=task.call.num_threads)
+            total += sums.sum(axis=(1, 2), dtype=np.float64) + piece[:, whole:].sum(axis=1, dtype=np.float64)
+    return total.astype(np.float32)
+
+
+# Maps as matrices of channels and pixels ------------------------------------------------------------------------------
+
+
+def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
+    """View a map with its channels on the first axis, and pixels (images too) on the others."""
+    return np.moveaxis(map_, task.call.layout.index("C"), 0)
+
+
+def _letters(map_: NDArray[Any]) -> str:
+    """Return the layout of a map with channels first: all other axes are alike."""
+    return "C" + _PIXEL_LETTERS[: map_.ndim - 1]
+
+
+def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
+    """View the pixels of `x` that have a counterpart in the result, channels first."""
+    steps = (slice(None, None, step) for step in task.call.stride)
+    return _channels_first(map_, task)[:, *[slice(None)] * ("N" in task.call.layout), *steps]
+
+
+def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
+    """Cut the pixels of maps with so many channels together into boxes; nothing but shapes has a say in it."""
+    return boxes_of(map_.shape[1:], min(_MOST, max(_FEWEST, _CHUNK // max(1, channels))))
+
+
+def _pieces(map_: NDArray[Any]) -> list[NDArray[Any]]:
+    """View a map as a matrix of channels and pixels, or as one for each image where images do not follow each other."""
+    pixels = np.squeeze(map_, tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
+    lie_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
+    if lie_apart and math.prod(pixels.shape[2:]) >= _PIECE:
+        return [_flat(pixels[:, i]) for i in range(pixels.shape[1])]
+    return [_flat(pixels)]
+
+
+def _flat(map_: NDArray[Any]) -> NDArray[Any]:
+    """View a map as a matrix of channels and pixels; a copy where pixels are not evenly spaced."""
+    channels, pixels = len(map_), math.prod(map_.shape[1:])
+    if abs(map_.strides[0]) == map_.itemsize:  # a copy keeps channels together as well
+        return np.moveaxis(map_, 0, -1).reshape(pixels, channels).T
+    return map_.reshape(channels, pixels)
