@@ -68,7 +68,9 @@ def contenders(o: Operands, need: list[str]) -> dict[str, Call]:
     }
     for ours, theirs in zip(*(call() for call in calls.values()), strict=True):
         if ours is not None:
-            expected = theirs.permute(0, 2, 3, 1) if theirs.ndim == 4 and ours.ndim == 4 and o.layout == "NHWC" else theirs
+            expected = (
+                theirs.permute(0, 2, 3, 1) if theirs.ndim == 4 and ours.ndim == 4 and o.layout == "NHWC" else theirs
+            )
             scale = float(np.abs(ours).max())
             if not np.allclose(ours, expected.numpy().reshape(ours.shape), atol=1e-4 * scale, rtol=0):
                 raise RuntimeError(f"pwconv and torch disagree about {workload} in {o.layout}")

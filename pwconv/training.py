@@ -13,9 +13,8 @@ from pwconv.arguments import Backward, Float32Array, StrideLike
 from pwconv.functional import pointwise_conv
 from pwconv.reduce import boxes_of
 
-_CHUNK = 1 << 20  # numbers of both maps whose products are summed at a time: copies and packed weights stay small
-    1 << 20
-)  # numbers of both maps whose products are summed at a time, so that copies and packed weights stay small
+# Numbers of both maps whose products are summed at a time, so that copies and packed weights stay small.
+_CHUNK = 1 << 20
 _FEWEST, _MOST = 256, 16384  # pixels of a chunk: enough to be worth a call; few enough for exactness
 _RUN = 64  # pixels whose gradients are summed in float32 for the bias, and in float64 beyond
 _PIECE = 16  # pixels of an image that are worth being found on their own

@@ -1,0 +1,326 @@
+"""Gradients: the definition in float64, finite differences, torch's autograd, and models that learn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import oracle
+import pytest
+
+import pwconv
+
+LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NC", "NCDHW")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(8)
+
+
+def problem(rng, layout, *, channels=24, outs=16, groups=1, stride=1):
+    """Return a map, a weight, and a gradient of the result, all float32."""
+    sizes = {"N": 3, "C": channels, "H": 9, "W": 7, "L": 31, "D": 4}
+    after = {**sizes, "C": outs} | {a: -(-sizes[a] // stride) for a in layout if a not in "NC"}
+    x = rng.standard_normal([sizes[a] for a in layout], dtype=np.float32)
+    weight = rng.standard_normal((outs, channels // groups), dtype=np.float32)
+    return x, weight, rng.standard_normal([after[a] for a in layout], dtype=np.float32)
+
+
+def by_definition(grad_y, x, weight, layout, *, groups=1, stride=1):
+    """Return the gradients in float64, and of each the sum of the absolute products in it and how many they are."""
+    axis, rank = layout.index("C"), x.ndim
+    steps = tuple(slice(None) if a in "NC" else slice(None, None, stride) for a in layout)
+    gy = np.moveaxis(grad_y.astype(float), axis, 0).reshape(groups, len(weight) // groups, -1)
+    sampled = np.moveaxis(x[steps].astype(float), axis, 0)
+    xs = sampled.reshape(groups, weight.shape[1], -1)
+    w = weight.astype(float).reshape(groups, -1, weight.shape[1])
+    results = []
+    for g, v, m in ((gy, xs, w), (abs(gy), abs(xs), abs(w))):
+        grad_x = np.zeros(x.shape)
+        grad_x[steps] = np.moveaxis(np.einsum("goi,gop->gip", m, g).reshape(sampled.shape), 0, axis)
+        results.append((grad_x, np.einsum("gop,gip->goi", g, v).reshape(weight.shape), g.sum(axis=2).ravel()))
+    pixels = math.prod(grad_y.shape) // len(weight)
+    assert rank == grad_y.ndim
+    return *results, (w.shape[1], pixels, pixels)
+
+
+def assert_close(grads, expected):
+    """Each gradient within the bound of a float32 sum of so many terms in blocks."""
+    values, sums, terms = expected
+    for grad, value, magnitude, n in zip(grads, values, sums, terms, strict=True):
+        assert grad.dtype == np.float32
+        assert grad.shape == value.shape
+        assert grad.flags.c_contiguous
+        bound = (min(n, oracle.BLOCK) + n / oracle.BLOCK + 6) * oracle.UNIT * magnitude + n * oracle.TINY
+        assert np.all(abs(grad - value) <= bound)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (4, 1), (2, 3)])
+def test_definition(rng, isa, layout, groups, stride):
+    if stride > 1 and layout == "NC":
+        stride = 1
+    x, weight, grad_y = problem(rng, layout, groups=groups, stride=stride)
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=groups, stride=stride, layout=layout)
+    expected = by_definition(grad_y, x, weight, layout, groups=groups, stride=stride)
+    assert_close(grads, expected)
+    twins = pwconv.reference.pointwise_conv_backward(
+        grad_y, x, weight, groups=groups, stride=stride, layout=layout, dtype=np.float64
+    )
+    for twin, value in zip(twins, expected[0], strict=True):
+        np.testing.assert_allclose(twin, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("pixels", "channels", "outs"), [(150, 8, 40), (64, 300, 20), (7, 600, 700)])
+def test_sizes(rng, layout, pixels, channels, outs):
+    shape = {"N": 2, "C": channels, "H": pixels, "W": pixels}
+    x = rng.standard_normal([shape[a] for a in layout], dtype=np.float32)
+    weight = rng.standard_normal((outs, channels), dtype=np.float32)
+    grad_y = rng.standard_normal([outs if a == "C" else shape[a] for a in layout], dtype=np.float32)
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout)
+    assert_close(grads, by_definition(grad_y, x, weight, layout))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_long_sums_are_as_exact_as_numpy(rng, layout):
+    x, grad_y = (rng.random((2, 16, 200, 200), dtype=np.float32) for _ in range(2))
+    truth = np.einsum("nohw,nihw->oi", grad_y.astype(float), x.astype(float))
+    flat = [np.ascontiguousarray(np.moveaxis(a, 1, 0)).reshape(16, -1) for a in (grad_y, x)]
+    numpy = flat[0] @ flat[1].T
+    if layout == "NHWC":
+        x, grad_y = np.moveaxis(x, 1, -1), np.moveaxis(grad_y, 1, -1)
+    _, grad, _ = pwconv.pointwise_conv_backward(grad_y, x, np.eye(16, dtype=np.float32), layout=layout, need="weight")
+    assert abs(grad - truth).max() <= abs(numpy - truth).max()
+
+
+def test_finite_differences(rng):
+    x, weight, grad_y = problem(rng, "NCHW", channels=6, outs=4, groups=2, stride=2)
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=2, stride=2)
+    bias = np.zeros(4, np.float32)
+
+    def loss(**changed):
+        given = {"x": x, "weight": weight, "bias": bias} | changed
+        y = pwconv.reference.pointwise_conv(
+            given["x"], given["weight"], given["bias"], groups=2, stride=2, dtype=np.float64
+        )
+        return float((y * grad_y).sum())
+
+    for name, array, grad in zip(("x", "weight", "bias"), (x, weight, bias), grads, strict=True):
+        for place in rng.integers(array.size, size=12):
+            up, down = array.copy(), array.copy()
+            up.flat[place] += 0.5  # the loss is linear in each argument: any step will do
+            down.flat[place] -= 0.5
+            step = float(up.flat[place]) - float(down.flat[place])
+            difference = (loss(**{name: up}) - loss(**{name: down})) / step
+            assert difference == pytest.approx(float(grad.flat[place]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_threads_do_not_change_bits(rng, fma_isa, layout, groups):
+    x, weight, grad_y = problem(rng, layout, channels=96, outs=80, groups=groups)
+    grads = [
+        pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, groups=groups, num_threads=threads)
+        for threads in (1, 2, 3, 8)
+    ]
+    for others in grads[1:]:
+        for grad, other in zip(grads[0], others, strict=True):
+            np.testing.assert_array_equal(grad.view(np.uint32), other.view(np.uint32))
+
+
+def test_views(rng):
+    x, weight, grad_y = problem(rng, "NCHW")
+    whole_x, whole_y = np.zeros((3, 40, 20, 14), np.float32), np.zeros((5, 16, 9, 7), np.float32)
+    odd_x, odd_y = whole_x[:, 8:32, 1:19:2, ::-2], whole_y[1:4, ::-1, :, ::-1]
+    odd_x[:], odd_y[:] = x, grad_y
+    plain = pwconv.pointwise_conv_backward(grad_y, x, weight)
+    for grad, other in zip(plain, pwconv.pointwise_conv_backward(odd_y, odd_x, weight), strict=True):
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("layout", "axis"), [("NCHW", 1), ("NHWC", 3)])
+def test_lists(rng, layout, axis, groups):
+    x, weight, grad_y = problem(rng, layout, groups=groups)
+    parts = np.split(x, [5, 17], axis)
+    whole = pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, groups=groups)
+    grad_parts, *others = pwconv.pointwise_conv_backward(grad_y, parts, weight, layout=layout, groups=groups)
+    assert isinstance(grad_parts, list)
+    assert [part.shape for part in grad_parts] == [part.shape for part in parts]
+    np.testing.assert_array_equal(np.concatenate(grad_parts, axis), whole[0])
+    for grad, other in zip(others, whole[1:], strict=True):
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
+
+
+def test_narrow_maps(rng):
+    _, weight, grad_y = problem(rng, "NHWC")
+    x = rng.integers(0, 256, (3, 9, 7, 24), dtype=np.uint8)
+    narrow = pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
+    wide = pwconv.pointwise_conv_backward(grad_y, x.astype(np.float32), weight, layout="NHWC")
+    for grad, other in zip(narrow, wide, strict=True):
+        np.testing.assert_array_equal(grad, other)
+
+
+def test_what_is_needed(rng):
+    x, weight, grad_y = problem(rng, "NCHW")
+    names = ("x", "weight", "bias")
+    whole = pwconv.pointwise_conv_backward(grad_y, x, weight)
+    for count in range(4):
+        for need in itertools.permutations(names, count):
+            grads = pwconv.pointwise_conv_backward(grad_y, x, weight, need=need)
+            for name, grad, expected in zip(names, grads, whole, strict=True):
+                if name in need:
+                    np.testing.assert_array_equal(grad, expected)
+                else:
+                    assert grad is None
+
+
+@pytest.mark.parametrize("weight_layout", ["OI", "IO"])
+def test_shapes_of_kernels(rng, weight_layout):
+    x, weight, grad_y = problem(rng, "NCHW")
+    kernel = weight[:, :, None, None] if weight_layout == "OI" else np.ascontiguousarray(weight.T)[None, None]
+    _, plain, _ = pwconv.pointwise_conv_backward(grad_y, x, weight)
+    _, grad, _ = pwconv.pointwise_conv_backward(grad_y, x, kernel, weight_layout=weight_layout)
+    assert grad.shape == kernel.shape
+    np.testing.assert_array_equal(grad.reshape(plain.shape) if weight_layout == "OI" else grad[0, 0].T, plain)
+
+
+def test_empty(rng):
+    x, weight, grad_y = problem(rng, "NCHW")
+    grads = pwconv.pointwise_conv_backward(grad_y[:0], x[:0], weight)
+    assert grads[0].shape == (0, 24, 9, 7)
+    assert not grads[1].any()
+    assert not grads[2].any()
+
+
+def test_errors(rng):
+    x, weight, grad_y = problem(rng, "NCHW")
+    with pytest.raises(ValueError, match="grad_y"):
+        pwconv.pointwise_conv_backward(grad_y[:, :, 1:], x, weight)
+    with pytest.raises(TypeError, match="grad_y"):
+        pwconv.pointwise_conv_backward(grad_y.astype(float), x, weight)
+    with pytest.raises(ValueError, match="need"):
+        pwconv.pointwise_conv_backward(grad_y, x, weight, need=("x", "y"))
+    with pytest.raises(TypeError, match="need"):
+        pwconv.pointwise_conv_backward(grad_y, x, weight, need=3)
+    with pytest.raises(ValueError, match="channels"):
+        pwconv.pointwise_conv_backward(grad_y, x[:, 1:], weight)
+
+
+def test_nothing_is_written_to(rng):
+    x, weight, grad_y = problem(rng, "NHWC")
+    for array in (x, weight, grad_y):
+        array.flags.writeable = False
+    pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
+
+
+# Models that learn ----------------------------------------------------------------------------------------------------
+
+
+def picture():
+    """Return the pixels of a photograph as (3, H, W) in [0, 1], and a class for each: dark, middle or light."""
+    image = pytest.importorskip("skimage.data", reason="scikit-image is not installed (the extra `test` has it)")
+    pixels = image.astronaut()[::8, ::8]
+    light = pixels.mean(axis=2)
+    x = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32) / np.float32(255)
+    return x[np.newaxis], np.digitize(light, np.quantile(light, [1 / 3, 2 / 3]))[np.newaxis]
+
+
+def start(rng, widths):
+    """Return weights and biases of layers with so many channels."""
+    pairs = itertools.pairwise(widths)
+    return [
+        ((rng.standard_normal((o, i)) / math.sqrt(i)).astype(np.float32), np.zeros(o, np.float32)) for i, o in pairs
+    ]
+
+
+def train(x, labels, parameters, steps, rate, forward, backward):
+    """Run plain gradient descent on the mean cross-entropy of a net with ReLU between its layers."""
+    losses = []
+    for _ in range(steps):
+        maps = [x]
+        for i, (weight, bias) in enumerate(parameters):
+            y = forward(maps[-1], weight, bias)
+            maps.append(np.maximum(y, 0) if i < len(parameters) - 1 else y)
+        shifted = np.exp(maps[-1] - maps[-1].max(axis=1, keepdims=True))
+        shares = shifted / shifted.sum(axis=1, keepdims=True)
+        hit = np.take_along_axis(shares, labels[:, np.newaxis], axis=1)
+        losses.append(float(-np.log(hit).mean()))
+        np.put_along_axis(shares, labels[:, np.newaxis], hit - 1, axis=1)
+        grad = (shares / labels.size).astype(x.dtype)
+        updated = []
+        for (weight, bias), seen in zip(reversed(parameters), reversed(maps[:-1]), strict=True):
+            below, grad_weight, grad_bias = backward(grad, seen, weight)
+            updated.append((weight - x.dtype.type(rate) * grad_weight, bias - x.dtype.type(rate) * grad_bias))
+            grad = below * (seen > 0)
+        parameters = updated[::-1]
+    accuracy = float((maps[-1].argmax(axis=1) == labels).mean())
+    return losses, accuracy
+
+
+@pytest.mark.parametrize("widths", [(3, 3), (3, 24, 3)], ids=["classifier", "chain"])
+def test_a_model_learns(rng, widths):
+    x, labels = picture()
+    parameters = start(rng, widths)
+    losses, accuracy = train(x, labels, parameters, 150, 0.5, pwconv.pointwise_conv, pwconv.pointwise_conv_backward)
+    exact = [tuple(array.astype(float) for array in pair) for pair in parameters]
+
+    def forward(x, weight, bias):
+        return np.einsum("oi,nihw->nohw", weight, x) + bias[:, None, None]
+
+    def backward(grad, x, weight):
+        return (
+            np.einsum("oi,nohw->nihw", weight, grad),
+            np.einsum("nohw,nihw->oi", grad, x),
+            grad.sum(axis=(0, 2, 3)),
+        )
+
+    expected, expected_accuracy = train(x.astype(float), labels, exact, 150, 0.5, forward, backward)
+    np.testing.assert_allclose(losses, expected, rtol=5e-4)
+    assert accuracy == pytest.approx(expected_accuracy, abs=0.005)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# torch ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="torch is not installed (the extra `peers` has it)")
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (4, 1), (2, 3)])
+def test_autograd(rng, torch, groups, stride):
+    x, weight, grad_y = problem(rng, "NCHW", groups=groups, stride=stride)
+    exact = [torch.from_numpy(array.astype(float)).requires_grad_() for array in (x, weight, np.zeros(16))]
+    y = torch.nn.functional.conv2d(exact[0], exact[1][:, :, None, None], exact[2], stride=stride, groups=groups)
+    y.backward(torch.from_numpy(grad_y.astype(float)))
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=groups, stride=stride)
+    for grad, tensor in zip(grads, exact, strict=True):
+        expected = tensor.grad.numpy()
+        np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("widths", [(3, 3), (3, 24, 3)], ids=["classifier", "chain"])
+def test_a_model_learns_as_in_torch(rng, torch, widths):
+    x, labels = picture()
+    parameters = start(rng, widths)
+    losses, accuracy = train(x, labels, parameters, 100, 0.5, pwconv.pointwise_conv, pwconv.pointwise_conv_backward)
+    tensors = [tuple(torch.from_numpy(a.copy()).requires_grad_() for a in pair) for pair in parameters]
+    optimizer = torch.optim.SGD(itertools.chain(*tensors), lr=0.5)
+    expected = []
+    for _ in range(100):
+        y = torch.from_numpy(x)
+        for i, (weight, bias) in enumerate(tensors):
+            y = torch.nn.functional.conv2d(y, weight[:, :, None, None], bias)
+            y = torch.relu(y) if i < len(tensors) - 1 else y
+        loss = torch.nn.functional.cross_entropy(y, torch.from_numpy(labels))
+        expected.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    np.testing.assert_allclose(losses, expected, rtol=5e-4)
+    assert accuracy == pytest.approx(float((y.argmax(dim=1).numpy() == labels).mean()), abs=0.005)
