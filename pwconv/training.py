@@ -169,7 +169,11 @@ def _grad_bias(task: Backward) -> Float32Array:
         for piece in _pieces(gradient[:, *box]):
             whole = piece.shape[1] - piece.shape[1] % _RUN
             runs = piece[:, :whole].reshape(len(piece), whole // _RUN, _RUN)
-            sums = pointwise_conv(runs, ones, layout="NLC", num_threads=task.call.num_threads)
+            # The axis whose elements are neighbours goes last, where the engine looks for long runs.
+            if abs(piece.strides[0]) < abs(piece.strides[1]):
+                sums = pointwise_conv(runs.T, ones, layout="CBA", num_threads=task.call.num_threads).T
+            else:
+                sums = pointwise_conv(runs, ones, layout="ABC", num_threads=task.call.num_threads)
             total += sums.sum(axis=(1, 2), dtype=np.float64) + piece[:, whole:].sum(axis=1, dtype=np.float64)
     return total.astype(np.float32)
 
