@@ -102,13 +102,12 @@ def _grad_x(task: Backward) -> list[Float32Array]:
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
     blocks = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
     weights = blocks.reshape(spec.groups * ins, outs)
-    axis = call.layout.index("C")
-    cuts = np.cumsum([part.shape[axis] for part in task.parts])[:-1]
-    shape = list(task.parts[0].shape)
+    axis, shape = call.layout.index("C"), list(task.parts[0].shape)
+    widths = [part.shape[axis] for part in task.parts]
     make = np.empty if set(call.stride) <= {1} else np.zeros
     grads = []
     # With groups, a part may begin in the middle of one: then all parts are computed together.
-    for own in np.split(weights, cuts) if spec.groups == 1 else [weights]:
+    for own in _cut(weights, widths) if spec.groups == 1 else [weights]:
         shape[axis] = len(own)
         grad = make(shape, np.float32)
         pointwise_conv(
@@ -120,21 +119,24 @@ def _grad_x(task: Backward) -> list[Float32Array]:
             num_threads=call.num_threads,
         )
         grads.append(grad)
-    return grads if len(grads) > len(cuts) else [np.ascontiguousarray(part) for part in np.split(grads[0], cuts, axis)]
+    if len(grads) == len(widths):
+        return grads
+    return [np.ascontiguousarray(part) for part in _cut(grads[0], widths, axis)]
 
 
 def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
     """Sum products over pixels, chunk by chunk."""
     spec, gradient = task.spec, _channels_first(task.grad_y, task)
     maps = [_sampled(part, task) for part in task.parts]
+    widths = [len(part) for part in maps]
     grad = np.zeros(shape, np.float32)
     matrix = arguments.weight_matrix(grad, spec)
-    columns = np.split(matrix, np.cumsum([len(part) for part in maps])[:-1], axis=1)
+    columns = _cut(matrix, widths, axis=1) if spec.groups == 1 else [matrix]
     first = True
-    for box in _chunks(gradient, len(gradient) + sum(map(len, maps))):
+    for box in _chunks(gradient, len(gradient) + sum(widths)):
         parts = [part[:, *box] for part in maps]
-        if spec.groups > 1 and len(parts) > 1:  # they may begin in the middle of a group
-            parts, columns = [np.concatenate(parts, dtype=np.float32)], [matrix]
+        if len(parts) > len(columns):
+            parts = [np.concatenate(parts, dtype=np.float32)]
         for part, own in zip(parts, columns, strict=True):
             _add_products(gradient[:, *box], part, own, first, spec.groups, task.call.num_threads)
         first = False
@@ -148,7 +150,7 @@ def _add_products(
     # What takes the part of weights is packed in each call, so it had better be few; groups leave no choice.
     swapped = groups == 1 and len(x) < len(gradient)
     weights, maps = (x, gradient) if swapped else (gradient, x)
-    pieces = [piece for group in np.split(maps, groups) for piece in _pieces(group)]
+    pieces = [piece for group in _cut(maps, [len(maps) // groups] * groups) for piece in _pieces(group)]
     pointwise_conv(
         pieces,
         _flat(weights).astype(np.float32, copy=False),
@@ -183,7 +185,13 @@ def _grad_bias(task: Backward) -> Float32Array:
 
 def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View a map with its channels on the first axis, and pixels (images too) on the others."""
-    return np.moveaxis(map_, task.call.layout.index("C"), 0)
+    axis = task.call.layout.index("C")
+    return map_.transpose(axis, *range(axis), *range(axis + 1, map_.ndim))
+
+
+def _cut(array: NDArray[Any], widths: list[int], axis: int = 0) -> list[NDArray[Any]]:
+    """View parts of these widths."""
+    return [array] if len(widths) == 1 else np.split(array, np.cumsum(widths)[:-1], axis)
 
 
 def _letters(map_: NDArray[Any]) -> str:
@@ -193,8 +201,8 @@ def _letters(map_: NDArray[Any]) -> str:
 
 def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View the pixels of `x` that have a counterpart in the result, channels first."""
-    steps = (slice(None, None, step) for step in task.call.stride)
-    return _channels_first(map_, task)[:, *[slice(None)] * ("N" in task.call.layout), *steps]
+    steps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in task.call.stride))
+    return _channels_first(map_, task)[steps]
 
 
 def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
@@ -204,7 +212,7 @@ def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
 
 def _pieces(map_: NDArray[Any]) -> list[NDArray[Any]]:
     """View a map as a matrix of channels and pixels, or as one for each image where images do not follow each other."""
-    pixels = np.squeeze(map_, tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
+    pixels = map_.squeeze(tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
     lie_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
     if lie_apart and math.prod(pixels.shape[2:]) >= _PIECE:
         return [_flat(pixels[:, i]) for i in range(pixels.shape[1])]
@@ -215,5 +223,5 @@ def _flat(map_: NDArray[Any]) -> NDArray[Any]:
     """View a map as a matrix of channels and pixels; a copy where pixels are not evenly spaced."""
     channels, pixels = len(map_), math.prod(map_.shape[1:])
     if abs(map_.strides[0]) == map_.itemsize:  # a copy keeps channels together as well
-        return np.moveaxis(map_, 0, -1).reshape(pixels, channels).T
+        return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
     return map_.reshape(channels, pixels)
