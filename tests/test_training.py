@@ -289,7 +289,9 @@ def test_a_model_learns(rng, widths):
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch", reason="torch is not installed (the extra `peers` has it)")
+    module = pytest.importorskip("torch", reason="torch is not installed (the extra `peers` has it)")
+    with module.enable_grad():  # other tests may have turned gradients off
+        yield module
 
 
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (4, 1), (2, 3)])
