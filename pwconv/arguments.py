@@ -630,9 +630,9 @@ def check_backward(
     matrix = weight_matrix(weight, spec)
     call = check_call(spec, matrix.shape, x, num_threads=num_threads)
     backward = Backward(spec, matrix, call, _of_shape(grad_y, "grad_y", call), needed)
-    # Arrays may have been broadcast, so that their gradients are larger than they are.
-    for array in (*(backward.parts if "x" in needed else ()), matrix):
-        _check_size(array.shape)
+    # Numbers that are narrower than their gradients may fit where these do not.
+    for part in backward.parts if "x" in needed else ():
+        _check_size(part.shape)
     return backward
 
 

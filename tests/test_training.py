@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import oracle
+import process
 import pytest
 
 import pwconv
@@ -19,9 +20,9 @@ def rng():
     return np.random.default_rng(8)
 
 
-def problem(rng, layout, *, channels=24, outs=16, groups=1, stride=1):
+def problem(rng, layout, *, channels=24, outs=16, groups=1, stride=1, **sizes):
     """Return a map, a weight, and a gradient of the result, all float32."""
-    sizes = {"N": 3, "C": channels, "H": 9, "W": 7, "L": 31, "D": 4}
+    sizes = {"N": 3, "C": channels, "H": 9, "W": 7, "L": 31, "D": 4} | sizes
     after = {**sizes, "C": outs} | {a: -(-sizes[a] // stride) for a in layout if a not in "NC"}
     x = rng.standard_normal([sizes[a] for a in layout], dtype=np.float32)
     weight = rng.standard_normal((outs, channels // groups), dtype=np.float32)
@@ -30,7 +31,7 @@ def problem(rng, layout, *, channels=24, outs=16, groups=1, stride=1):
 
 def by_definition(grad_y, x, weight, layout, *, groups=1, stride=1):
     """Return the gradients in float64, and of each the sum of the absolute products in it and how many they are."""
-    axis, rank = layout.index("C"), x.ndim
+    axis = layout.index("C")
     steps = tuple(slice(None) if a in "NC" else slice(None, None, stride) for a in layout)
     gy = np.moveaxis(grad_y.astype(float), axis, 0).reshape(groups, len(weight) // groups, -1)
     sampled = np.moveaxis(x[steps].astype(float), axis, 0)
@@ -42,7 +43,6 @@ def by_definition(grad_y, x, weight, layout, *, groups=1, stride=1):
         grad_x[steps] = np.moveaxis(np.einsum("goi,gop->gip", m, g).reshape(sampled.shape), 0, axis)
         results.append((grad_x, np.einsum("gop,gip->goi", g, v).reshape(weight.shape), g.sum(axis=2).ravel()))
     pixels = math.prod(grad_y.shape) // len(weight)
-    assert rank == grad_y.ndim
     return *results, (w.shape[1], pixels, pixels)
 
 
@@ -60,8 +60,6 @@ def assert_close(grads, expected):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (4, 1), (2, 3)])
 def test_definition(rng, isa, layout, groups, stride):
-    if stride > 1 and layout == "NC":
-        stride = 1
     x, weight, grad_y = problem(rng, layout, groups=groups, stride=stride)
     grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=groups, stride=stride, layout=layout)
     expected = by_definition(grad_y, x, weight, layout, groups=groups, stride=stride)
@@ -86,14 +84,18 @@ def test_sizes(rng, layout, pixels, channels, outs):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_long_sums_are_as_exact_as_numpy(rng, layout):
+    """Of positive numbers, whose rounding errors grow the most."""
     x, grad_y = (rng.random((2, 16, 200, 200), dtype=np.float32) for _ in range(2))
     truth = np.einsum("nohw,nihw->oi", grad_y.astype(float), x.astype(float))
     flat = [np.ascontiguousarray(np.moveaxis(a, 1, 0)).reshape(16, -1) for a in (grad_y, x)]
     numpy = flat[0] @ flat[1].T
+    bias_truth, numpy_bias = flat[0].sum(axis=1, dtype=float), flat[0].sum(axis=1)
     if layout == "NHWC":
-        x, grad_y = np.moveaxis(x, 1, -1), np.moveaxis(grad_y, 1, -1)
-    _, grad, _ = pwconv.pointwise_conv_backward(grad_y, x, np.eye(16, dtype=np.float32), layout=layout, need="weight")
+        x, grad_y = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, grad_y))
+    weight = np.eye(16, dtype=np.float32)
+    _, grad, bias = pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, need=("weight", "bias"))
     assert abs(grad - truth).max() <= abs(numpy - truth).max()
+    assert abs(bias - bias_truth).max() <= abs(numpy_bias - bias_truth).max()
 
 
 def test_finite_differences(rng):
@@ -119,16 +121,19 @@ def test_finite_differences(rng):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_threads_do_not_change_bits(rng, fma_isa, layout, groups):
-    x, weight, grad_y = problem(rng, layout, channels=96, outs=80, groups=groups)
+@pytest.mark.parametrize(("groups", "stride", "size"), [(1, 1, 150), (1, 2, 150), (2, 1, 60), (8, 2, 60), (1, 1, 7)])
+def test_threads_do_not_change_bits(rng, fma_isa, layout, groups, stride, size):
+    """Maps for several chunks, on which all threads have work, and small ones."""
+    x, weight, grad_y = problem(rng, layout, channels=96, outs=80, groups=groups, stride=stride, H=size, W=size)
     grads = [
-        pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, groups=groups, num_threads=threads)
+        pwconv.pointwise_conv_backward(
+            grad_y, x, weight, layout=layout, groups=groups, stride=stride, num_threads=threads
+        )
         for threads in (1, 2, 3, 8)
     ]
     for others in grads[1:]:
         for grad, other in zip(grads[0], others, strict=True):
-            np.testing.assert_array_equal(grad.view(np.uint32), other.view(np.uint32))
+            assert oracle.same_bits(grad, other)
 
 
 def test_views(rng):
@@ -155,13 +160,46 @@ def test_lists(rng, layout, axis, groups):
         np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
 
 
-def test_narrow_maps(rng):
-    _, weight, grad_y = problem(rng, "NHWC")
-    x = rng.integers(0, 256, (3, 9, 7, 24), dtype=np.uint8)
+@pytest.mark.parametrize("outs", [16, 40])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float16"])
+def test_narrow_maps(rng, dtype, outs):
+    """Fewer out channels than in channels, and more: either side may take the part of the weights."""
+    _, weight, grad_y = problem(rng, "NHWC", outs=outs)
+    x = rng.integers(0, 100, (3, 9, 7, 24)).astype(dtype)
     narrow = pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
     wide = pwconv.pointwise_conv_backward(grad_y, x.astype(np.float32), weight, layout="NHWC")
     for grad, other in zip(narrow, wide, strict=True):
         np.testing.assert_array_equal(grad, other)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_list_with_a_narrow_and_a_broadcast_map(rng, groups):
+    """Each element of what was broadcast has a gradient of its own."""
+    x, weight, grad_y = problem(rng, "NCHW", groups=groups)
+    parts = [rng.integers(0, 256, (3, 7, 9, 7), dtype=np.uint8), np.broadcast_to(x[:, 7:, :1, :1], (3, 17, 9, 7))]
+    grad_parts, *others = pwconv.pointwise_conv_backward(grad_y, parts, weight, groups=groups)
+    joined = np.concatenate(parts, axis=1, dtype=np.float32)
+    assert [part.shape for part in grad_parts] == [part.shape for part in parts]
+    expected = by_definition(grad_y, joined, weight, "NCHW", groups=groups)
+    assert_close([np.concatenate(grad_parts, axis=1), *others], expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_batches_of_small_maps(rng, size):
+    """Images that do not follow each other in memory, each with few pixels or many."""
+    x, weight, grad_y = problem(rng, "NCHW", N=150, H=size, W=size)
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight)
+    assert_close(grads, by_definition(grad_y, x, weight, "NCHW"))
+
+
+def test_a_stride_per_axis(rng):
+    x, weight, grad_y = problem(rng, "NHWC")
+    grad_y = grad_y[:, ::3, ::2]
+    grad_x, grad_weight, _ = pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC", stride=(3, 2))
+    sampled = pwconv.pointwise_conv_backward(grad_y, x[:, ::3, ::2], weight, layout="NHWC")
+    np.testing.assert_array_equal(grad_x[:, ::3, ::2], sampled[0])
+    assert np.count_nonzero(grad_x) == np.count_nonzero(sampled[0])
+    np.testing.assert_array_equal(grad_weight, sampled[1])
 
 
 def test_what_is_needed(rng):
@@ -196,18 +234,58 @@ def test_empty(rng):
     assert not grads[2].any()
 
 
-def test_errors(rng):
-    x, weight, grad_y = problem(rng, "NCHW")
-    with pytest.raises(ValueError, match="grad_y"):
-        pwconv.pointwise_conv_backward(grad_y[:, :, 1:], x, weight)
-    with pytest.raises(TypeError, match="grad_y"):
-        pwconv.pointwise_conv_backward(grad_y.astype(float), x, weight)
-    with pytest.raises(ValueError, match="need"):
-        pwconv.pointwise_conv_backward(grad_y, x, weight, need=("x", "y"))
-    with pytest.raises(TypeError, match="need"):
-        pwconv.pointwise_conv_backward(grad_y, x, weight, need=3)
-    with pytest.raises(ValueError, match="channels"):
-        pwconv.pointwise_conv_backward(grad_y, x[:, 1:], weight)
+X, WEIGHT, GRAD_Y = (np.ones(shape, np.float32) for shape in ((2, 6, 4, 3), (4, 6), (2, 4, 4, 3)))
+ERRORS = {
+    "a gradient of another shape": (
+        {"grad_y": GRAD_Y[:, 1:]},
+        ValueError,
+        r"^grad_y must have shape \(2, 4, 4, 3\) \(layout 'NCHW'\), got \(2, 3, 4, 3\)$",
+    ),
+    "a gradient in float64": ({"grad_y": GRAD_Y.astype(float)}, TypeError, r"^grad_y must be float32, got float64"),
+    "no gradient": ({"grad_y": None}, TypeError, r"^grad_y must be a float32 array, got NoneType"),
+    "other channels": ({"x": X[:, 1:]}, ValueError, r"^x must have 6 channels on axis 1 of layout 'NCHW'"),
+    "a map in float64": ({"x": X.astype(float)}, TypeError, r"^x must be float32"),
+    "weights in float64": ({"weight": WEIGHT.astype(float)}, TypeError, r"^weight must be float32, got float64"),
+    "groups": ({"groups": 3}, ValueError, r"^groups must divide the output channels of weight"),
+    "a stride of 0": ({"stride": 0}, ValueError, r"^stride must be from 1 to"),
+    "threads": ({"num_threads": 0}, ValueError, r"^num_threads must be from 1 to"),
+    "an unknown name": ({"need": ("x", "y")}, ValueError, r"^a name in need must be one of 'x', 'weight', 'bias', got"),
+    "one unknown name": ({"need": "y"}, ValueError, r"^need must be one of 'x', 'weight', 'bias', got 'y'$"),
+    "a name that is none": ({"need": (1,)}, TypeError, r"^a name in need must be a str, got int$"),
+    "a number as need": ({"need": 3}, TypeError, r"^need must be a name or a tuple of names, got int$"),
+    "bytes whose gradient is beyond all memory": (
+        {
+            "grad_y": np.broadcast_to(GRAD_Y[:1, :4, 0, 0], (2**58, 4)),
+            "x": np.broadcast_to(np.uint8(1), (2**58, 16)),
+            "weight": np.ones((4, 16), np.float32),
+            "layout": "NC",
+        },
+        MemoryError,
+        "does not fit into memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name, backend):
+    changes, error, message = ERRORS[name]
+    arguments = {"grad_y": GRAD_Y, "x": X, "weight": WEIGHT, "backend": backend} | changes
+    with pytest.raises(error, match=message):
+        pwconv.pointwise_conv_backward(**arguments)
+
+
+def test_numpy_computes_the_same(rng):
+    x, weight, grad_y = problem(rng, "NHWC", groups=2, stride=2)
+    parts = [x[..., :5], x[..., 5:]]
+    options = {"layout": "NHWC", "groups": 2, "stride": 2}
+    native, numpy = (
+        pwconv.pointwise_conv_backward(grad_y, parts, weight, **options, backend=backend)
+        for backend in ("native", "numpy")
+    )
+    for grad, other in zip((*native[0], *native[1:]), (*numpy[0], *numpy[1:]), strict=True):
+        assert other.dtype == np.float32
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
 
 
 def test_nothing_is_written_to(rng):
@@ -215,6 +293,49 @@ def test_nothing_is_written_to(rng):
     for array in (x, weight, grad_y):
         array.flags.writeable = False
     pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def resident(field):
+    """Bytes of resident memory, now (VmRSS) or at its peak (VmHWM)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
+def extra_memory(layout, view, threads):
+    """Print the bytes that a call on maps of 51 MB and 26 MB needs at its peak beyond its arguments and results."""
+    sizes = {"N": 16, "H": 56, "W": 112}
+    x, grad_y = (np.ones([(sizes | {"C": c})[a] for a in layout], np.float32) for c in (128, 64))
+    if view == "stepped":
+        x, grad_y = x[:, :, ::2], grad_y[:, :, ::2]
+    weight = np.ones((64, 128), np.float32)
+
+    def call(x, grad_y):
+        return pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, num_threads=threads)
+
+    call(x[:2], grad_y[:2])  # what stays: code, threads and their packing buffers
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # forgets the peak so far
+    before = resident("VmRSS")
+    grads = call(x.copy() if view == "copied" else x, grad_y)
+    print(resident("VmHWM") - before - sum(grad.nbytes for grad in grads))
+
+
+@pytest.mark.measures
+@process.needs_linux
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("view", ["whole", "stepped"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_memory_beyond_the_results(layout, view, threads):
+    assert int(process.run(extra_memory, layout, view, threads)) < threads * 8 * 2**20
+
+
+@pytest.mark.measures
+@process.needs_linux
+def test_the_measurement_sees_a_copy():
+    assert int(process.run(extra_memory, "NCHW", "copied", 1)) > 40 * 2**20
 
 
 # Models that learn ----------------------------------------------------------------------------------------------------
