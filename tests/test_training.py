@@ -98,6 +98,18 @@ def test_long_sums_are_as_exact_as_numpy(rng, layout):
     assert abs(bias - bias_truth).max() <= abs(numpy_bias - bias_truth).max()
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_bias_is_summed_in_float64(rng, layout):
+    """All but short runs, so that hardly more than the last rounding can be seen."""
+    grad_y = rng.random((1, 64, 58, 55), dtype=np.float32)
+    truth = grad_y.sum(axis=(0, 2, 3), dtype=float)
+    if layout == "NHWC":
+        grad_y = np.ascontiguousarray(np.moveaxis(grad_y, 1, -1))
+    weight = np.eye(64, dtype=np.float32)
+    _, _, bias = pwconv.pointwise_conv_backward(grad_y, grad_y, weight, layout=layout, need="bias")
+    assert abs(bias / truth - 1).max() <= 2 * oracle.UNIT
+
+
 def test_finite_differences(rng):
     x, weight, grad_y = problem(rng, "NCHW", channels=6, outs=4, groups=2, stride=2)
     grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=2, stride=2)
@@ -155,6 +167,7 @@ def test_lists(rng, layout, axis, groups):
     grad_parts, *others = pwconv.pointwise_conv_backward(grad_y, parts, weight, layout=layout, groups=groups)
     assert isinstance(grad_parts, list)
     assert [part.shape for part in grad_parts] == [part.shape for part in parts]
+    assert all(part.flags.c_contiguous for part in grad_parts)
     np.testing.assert_array_equal(np.concatenate(grad_parts, axis), whole[0])
     for grad, other in zip(others, whole[1:], strict=True):
         np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
@@ -315,7 +328,7 @@ def extra_memory(layout, view, threads):
     def call(x, grad_y):
         return pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, num_threads=threads)
 
-    call(x[:2], grad_y[:2])  # what stays: code, threads and their packing buffers
+    call(x[:1, :, :2], grad_y[:1, :, :2])  # what stays: code, threads and their packing buffers
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # forgets the peak so far
     before = resident("VmRSS")
