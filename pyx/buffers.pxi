@@ -153,7 +153,7 @@ cdef bint is_table(const Buffers* buffers, int which, Py_ssize_t batch, Py_ssize
     return view.shape[view.ndim - 1] == channels and view.strides[view.ndim - 1] == sizeof(float)
 
 
-cdef inline Py_ssize_t length_of(Py_ssize_t step) noexcept:
+cdef inline Py_ssize_t length_of(Py_ssize_t step) noexcept nogil:
     """Without its sign; the least of all numbers, which has no opposite, stays what it is."""
     return <Py_ssize_t> (0 - <size_t> step) if step < 0 else step
 
