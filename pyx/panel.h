@@ -145,6 +145,10 @@ static void copy_widened(int kind, char *dst, ptrdiff_t d_row, const char *src, 
         copy(dst, d_row, ONE, src, s_row, s_lane, rows, lanes);
         return;
     }
+    if (s_row == lanes * s_lane && d_row == lanes * ONE) {
+        widen(kind, (float *)dst, src, s_lane, rows * lanes); /* rows without a gap between them */
+        return;
+    }
     if (rows == 1 || (s_row < 0 ? -s_row : s_row) >= (s_lane < 0 ? -s_lane : s_lane)) {
         for (ptrdiff_t i = 0; i < rows; i++) widen(kind, (float *)(dst + i * d_row), src + i * s_row, s_lane, lanes);
         return;
@@ -206,13 +210,12 @@ static void pack(const pack_t *p) {
 }
 
 static void pack_rows(const pack_t *p) {
-    if (p->kind != KIND_FLOAT32 && p->step == p->depth * p->channel_step && p->width == p->depth && !p->scale) {
-        widen(p->kind, p->dst + p->at * p->width, p->src, p->channel_step, p->count * p->depth);
-        return;
-    }
-    for (ptrdiff_t i = 0; i < p->count; i++) {
+    /* A row that is to be transformed is still near then. */
+    const ptrdiff_t at_once = p->scale ? 1 : p->count;
+    for (ptrdiff_t i = 0; i < p->count; i += at_once) {
         float *dst = p->dst + (p->at + i) * p->width;
-        copy_widened(p->kind, (char *)dst, 0, p->src + i * p->step, 0, p->channel_step, 1, p->depth);
+        copy_widened(p->kind, (char *)dst, p->width * sizeof(float), p->src + i * p->step, p->step, p->channel_step,
+                     at_once, p->depth);
         if (p->scale) transform(dst, p->depth, p->scale, p->shift, 1, p->activation);
     }
 }
