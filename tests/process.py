@@ -6,7 +6,6 @@ What may crash, hang, run out of memory or leave workers behind does so apart fr
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import statistics
@@ -109,8 +108,10 @@ def threads_at_once(call, callers=1, seconds=0.5):
 
 
 def bytes_of(kind):
-    """The `size` of this process in addresses, or what of it is `resident` in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[("size", "resident").index(kind)]) * mmap.PAGESIZE
+    """The `size` of this process in addresses, what of it is `resident` in memory, or was at its `peak`."""
+    field = {"size": "VmSize:", "resident": "VmRSS:", "peak": "VmHWM:"}[kind]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 @contextlib.contextmanager

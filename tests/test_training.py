@@ -311,12 +311,6 @@ def test_nothing_is_written_to(rng):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def resident(field):
-    """Bytes of resident memory, now (VmRSS) or at its peak (VmHWM)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
-
-
 def extra_memory(layout, view, threads):
     """Print the bytes that a call on maps of 51 MB and 26 MB needs at its peak beyond its arguments and results."""
     sizes = {"N": 16, "H": 56, "W": 112}
@@ -331,9 +325,9 @@ def extra_memory(layout, view, threads):
     call(x[:1, :, :2], grad_y[:1, :, :2])  # what stays: code, threads and their packing buffers
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # forgets the peak so far
-    before = resident("VmRSS")
+    before = process.bytes_of("resident")
     grads = call(x.copy() if view == "copied" else x, grad_y)
-    print(resident("VmHWM") - before - sum(grad.nbytes for grad in grads))
+    print(process.bytes_of("peak") - before - sum(grad.nbytes for grad in grads))
 
 
 @pytest.mark.measures

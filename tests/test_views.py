@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 
 import numpy as np
+import process
 import pytest
 
 import pwconv
@@ -19,11 +19,8 @@ LIMIT = 8 * 2**20
 # kind brings in what stays: code, threads and their packing buffers.
 PROGRAM = """
 import numpy as np
+import process
 import pwconv
-
-def resident(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
 
 layout, shape = {layout!r}, {shape!r}
 weight = np.ones((4, 64), np.float32)
@@ -31,9 +28,9 @@ whole = np.ones(shape, np.float32)
 x = whole{view}
 small = np.zeros(np.minimum(shape, 64), np.float32)
 pwconv.pointwise_conv(small{view}, weight, layout=layout)
-before = resident("VmRSS")
+before = process.bytes_of("resident")
 y = {call}
-extra = resident("VmHWM") - before - y.nbytes
+extra = process.bytes_of("peak") - before - y.nbytes
 assert y.size and (y == 64).all()
 print(extra)
 """
@@ -52,9 +49,7 @@ VIEWS = {
 def extra_memory(layout, view, call=CALL):
     """Bytes of resident memory that a call needed at its peak, beyond its arguments and its result."""
     program = PROGRAM.format(layout=layout, shape=WHOLE[layout], view=view, call=call)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return int(process.python(program))
 
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which is Linux's")
