@@ -13,14 +13,17 @@ import contextlib
 import ctypes
 import decimal
 import functools
+import itertools
 import math
 import os
+import pickle
 import random
 import signal
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -486,6 +489,18 @@ def run_cases(seeds: range) -> None:
         except Exception:
             print(f"seed {seed}:", file=sys.stderr)
             raise
+
+
+def restored_from_damage(data: bytes, load: Callable[[bytearray], Any] = pickle.loads) -> Iterator[tuple[Any, Any]]:
+    """Damage every byte of a pickle in turn, a bit at a time; yield where, and what is loaded where that works."""
+    for position, bit in itertools.product(range(len(data)), (0x01, 0x20, 0x80)):
+        damaged = bytearray(data)
+        damaged[position] ^= bit
+        try:
+            restored = load(damaged)
+        except Exception:
+            continue
+        yield (position, bit), restored
 
 
 def give_up(unraisable: Any) -> None:

@@ -8,6 +8,7 @@ import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import fuzz
 import numpy as np
 import oracle
 import pytest
@@ -235,16 +236,9 @@ def test_a_damaged_pickle_never_gives_another_layer(protocol):
     layer = rich_layer("auto")
     data = pickle.dumps(layer, protocol)
     harmless = 0
-    for position in range(len(data)):
-        for bit in (0x01, 0x20, 0x80):
-            damaged = bytearray(data)
-            damaged[position] ^= bit
-            try:
-                restored = pickle.loads(damaged)
-            except Exception:
-                continue
-            harmless += 1
-            assert not isinstance(restored, pwconv.PointwiseConv) or same_layer(restored, layer), (position, bit)
+    for place, restored in fuzz.restored_from_damage(data):
+        harmless += 1
+        assert not isinstance(restored, pwconv.PointwiseConv) or same_layer(restored, layer), place
     assert harmless < len(data) // 2
 
 
