@@ -5,11 +5,13 @@ A chunk's pixels know nothing of other chunks, so results are those of the whole
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import resource
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import dask
 import dask.array as da
@@ -162,6 +164,7 @@ def test_a_scene_bigger_than_memory_on_threads(big_scene, tmp_path):
 def test_a_scene_bigger_than_memory_on_a_cluster(big_scene, tmp_path):
     path, expected = big_scene
     with (
+        patch.dict(os.environ),  # workers find their settings there, and so would the processes of other tests
         dask.config.set({"temporary-directory": str(tmp_path)}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
