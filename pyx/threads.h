@@ -56,7 +56,7 @@ static inline int pwconv_startable(int threads, int anew) {
         threads = threads - (others - started);
     }
     if (threads < 1) threads = 1;
-    if (!anew) team = threads;
+    if (!anew && threads > 1) team = threads;
     return threads;
 }
 
