@@ -1,0 +1,60 @@
+"""What the import brings along, and the interpreters of a process that must do without it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from process import python
+
+IMPORT = """
+import json, sys, numpy
+before = set(sys.modules)
+import pwconv
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_what_no_call_needs_is_not_imported():
+    """Neither the commands nor what only they, the configuration or an explanation need."""
+    added = set(json.loads(python(IMPORT)))
+    assert "pwconv._engine" in added
+    assert not added & {f"pwconv.{name}" for name in ("__main__", "_limits", "_race", "bench", "demo")}
+    assert not added & {"argparse", "concurrent.futures", "ctypes", "pathlib", "platform", "subprocess", "textwrap"}
+
+
+INTERPRETERS = """
+try:
+    import _interpreters as interpreters
+except ImportError:  # before CPython 3.13
+    import _xxsubinterpreters as interpreters
+import numpy, pwconv, pwconv._engine as engine
+
+package = "import pwconv"
+engine_alone = f'''
+from importlib.util import module_from_spec, spec_from_file_location
+module_from_spec(spec_from_file_location({engine.__name__!r}, {engine.__file__!r}))
+'''
+for attempt in (package, engine_alone) * 2:
+    another = interpreters.create()
+    interpreters.run_string(another, f'''
+try:
+    exec({attempt!r})
+    print("imported", flush=True)
+except ImportError as error:
+    print("ImportError:", str(error).strip().splitlines()[-1], flush=True)
+''')
+    interpreters.destroy(another)
+print(pwconv.pointwise_conv(numpy.ones((1, 64, 9, 9), "f"), numpy.ones((64, 64), "f")).sum())
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="other Pythons have no sub-interpreters")
+def test_sub_interpreters_are_refused():
+    """By NumPy, and by the engine for the day when NumPy allows them; the interpreter that had both computes on."""
+    *refused, total = python(INTERPRETERS).splitlines()
+    assert total == str(64.0 * 64 * 81)
+    assert len(refused) == 4
+    assert all(line.startswith("ImportError:") for line in refused)
+    assert all("_engine does not support" in line or "Interpreter change detected" in line for line in refused[1::2])
