@@ -163,7 +163,8 @@ def parse_activation(value: ActivationLike, name: str) -> Activation:
         if not low <= high:
             raise ValueError(f"{name} ('clip', lo, hi) needs lo <= hi, got lo={low}, hi={high}")
         return Activation(CLIP, low, high)
-    raise ValueError(f"{name} must be {_ACTIVATION_FORMS}, got {function!r} with {len(parameters)} parameters")
+    extent = f" with {len(parameters)} parameters" if parameters else ""
+    raise ValueError(f"{name} must be {_ACTIVATION_FORMS}, got {function!r}{extent}")
 
 
 def positive_int(value: Any, name: str) -> int:
@@ -239,14 +240,16 @@ def _kind(value: Any) -> str:
 def weight_matrix(weight: Any, spec: Spec) -> Float32Array:
     """View a kernel as its matrix of shape (C_out, C_in // groups), with whatever strides it has."""
     array = float32_array(weight, "weight")
-    if spec.weight_layout == "OI":
-        expected, matrix_shape, ones = "(C_out, C_in // groups, 1, ...)", array.shape[:2], array.shape[2:]
-    else:
-        expected, matrix_shape, ones = "(..., 1, C_in // groups, C_out)", array.shape[-2:], array.shape[:-2]
+    parts = {
+        "OI": ("(C_out, C_in // groups, 1, ...)", array.shape[:2], array.shape[2:]),
+        "IO": ("(..., 1, C_in // groups, C_out)", array.shape[-2:], array.shape[:-2]),
+    }
+    expected, matrix_shape, ones = parts[spec.weight_layout]
     if array.ndim < 2 or any(length != 1 for length in ones):
+        fits = [name for name, (*_, others) in parts.items() if array.ndim > 2 and all(size == 1 for size in others)]
         raise ValueError(
             f"weight must have shape {expected} for weight_layout={spec.weight_layout!r}, with any number of axes of "
-            f"length 1, got shape {array.shape}"
+            f"length 1, got shape {array.shape}" + "".join(f": it fits weight_layout={name!r}" for name in fits)
         )
     matrix = array.reshape(matrix_shape)
     if spec.weight_layout == "IO":
@@ -356,18 +359,27 @@ def resolve_shapes(spec: Spec, weight_shape: tuple[int, int], shapes: tuple[tupl
     axis = _channel_axis(layout, shapes)
     in_channels = weight_shape[1] * spec.groups
     if sum(shape[axis] for shape in shapes) != in_channels:
-        pixels = tuple(size for letter, size in zip(layout, shapes[0], strict=True) if letter not in "NC")
-        behind_a_map = math.prod(pixels) > 1 and shapes[0][axis] * math.prod(pixels) == in_channels
         raise ValueError(
             f"x must have {in_channels} channels on axis {axis} of layout {layout!r}, as weight and "
             f"groups={spec.groups} say, got shape{'s' * (len(shapes) > 1)} {', '.join(map(str, shapes))}"
-            + f": weights of a layer behind the whole map are a {' x '.join(map(str, pixels))} kernel"
-            * behind_a_map
+            + _where_channels_are(in_channels, layout, shapes)
         )
     sizes = dict(zip(layout, shapes[0], strict=True)) | {"C": weight_shape[0]}
     for letter, step in zip(_spatial(layout), stride, strict=True):
         sizes[letter] = -(-sizes[letter] // step)
     return Shapes(layout, out_layout, stride, tuple(sizes[letter] for letter in out_layout))
+
+
+def _where_channels_are(in_channels: int, layout: str, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """Return what to do about an `x` whose channels are on another axis, or spread over the whole map."""
+    for name in NAMED_LAYOUTS:
+        likely = _named_layout(name, "N" if "N" in layout else "", _spatial(layout))
+        if sum(shape[likely.index("C")] for shape in shapes) == in_channels:
+            return f": it fits layout {likely!r}"
+    pixels = tuple(size for letter, size in zip(layout, shapes[0], strict=True) if letter not in "NC")
+    if math.prod(pixels) > 1 and shapes[0][layout.index("C")] * math.prod(pixels) == in_channels:
+        return f": weights of a layer behind the whole map are a {' x '.join(map(str, pixels))} kernel"
+    return ""
 
 
 def _channel_axis(layout: str, shapes: tuple[tuple[int, ...], ...]) -> int:
@@ -416,7 +428,11 @@ def _letters(layout: str, ndim: int) -> str:
             raise ValueError(f"x must have 2 (batch, channels) to {MAX_AXES} axes for layout {layout!r}, got {ndim}")
         return _named_layout(layout, "N", "L" if ndim == 3 else _SPATIAL_LETTERS[MAX_AXES - ndim :])
     if ndim != len(layout):
-        raise ValueError(f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}")
+        lacks_batch = layout[0] == "N" and ndim == len(layout) - 1
+        raise ValueError(
+            f"x must have {len(layout)} axes for layout {layout!r}, got {ndim}"
+            + f": a map without a batch axis has layout {layout[1:]!r}" * lacks_batch
+        )
     return layout
 
 

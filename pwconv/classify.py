@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pwconv import arguments, reference, runtime
 from pwconv.arguments import Float32Array
@@ -63,7 +63,7 @@ class PixelClassifier(Immutable):
         bias: Any = None,
         *,
         layout: str = "NCHW",
-        classes: ArrayLike | None = None,
+        classes: Sequence[Any] | NDArray[Any] | None = None,
         precision: str = "highest",
         backend: str = "auto",
         link: str | None = "softmax",

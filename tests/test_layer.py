@@ -178,7 +178,11 @@ def test_plan_explains_wrong_shapes(backend):
         (3, TypeError, "^shape must be a tuple of integers, got int$"),
         ((1, 3, 7.0, 9), TypeError, r"^shape must be a tuple of integers, got \(1, 3, 7.0, 9\)$"),
         ((1, 3, -7, 9), ValueError, r"^shape must not be negative, got \(1, 3, -7, 9\)$"),
-        ((3, 7, 9), ValueError, "^x must have 4 axes for layout 'NCHW', got 3$"),
+        (
+            (3, 7, 9),
+            ValueError,
+            "^x must have 4 axes for layout 'NCHW', got 3: a map without a batch axis has layout 'CHW'$",
+        ),
         ((1, 4, 7, 9), ValueError, r"^x must have 3 channels on axis 1 .*got shape \(1, 4, 7, 9\)$"),
     ):
         with pytest.raises(error, match=message):

@@ -429,7 +429,7 @@ READ_ONLY = np.broadcast_to(np.float32(1), X.shape)
 
 WRONG_CHAIN_CALLS = {
     "x channels": ({"x": X[:, 1:]}, ValueError, r"^x must have 4 channels on axis 1"),
-    "x rank": ({"x": X[0]}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 3$"),
+    "x rank": ({"x": X[0]}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 3"),
     "x float64": ({"x": X.astype(float)}, TypeError, r"^x must be float32, .*, got float64"),
     "residual array": ({"residual": X}, TypeError, r"^residual must be a dict from .* to arrays, got ndarray$"),
     "residual key": ({"residual": {2: X}}, ValueError, r"^a key of residual must be from 0 to 1, got 2$"),
