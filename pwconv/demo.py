@@ -36,7 +36,7 @@ def heading(text: str) -> None:
 
 
 def _table(*groups: list[dict[str, str]]) -> None:
-    """The first column to the left, the others to the right; where that is too wide, a short list for each row."""
+    """The first column to the left, the others to the right; where that is too wide, a few lines for each row."""
     rows = [row for group in groups for row in group]
     first, *others = rows[0]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
@@ -49,7 +49,10 @@ def _table(*groups: list[dict[str, str]]) -> None:
     else:
 
         def show(row: dict[str, str]) -> None:
-            print(row[first], *(f"  {name}: {row[name]}" for name in others), sep="\n")
+            # No-break spaces, until the lines are filled: a name stays with its value.
+            cells = "; ".join(f"{name} {row[name]}".replace(" ", "\xa0") for name in others)
+            filled = textwrap.fill(cells, terminal_width() - 4, break_on_hyphens=False).replace("\xa0", " ")
+            print(row[first], textwrap.indent(filled, " " * 4), sep="\n")
 
     for group in groups:
         for row in group:
@@ -351,8 +354,8 @@ def main(image: Path | None = None) -> int:
     engine = settings["isa"]["active"] if settings["backend"] == "native" else "NumPy itself, without the engine"
     say(
         f"pwconv {pwconv.__version__} ({engine}; threads: {settings['threads']}) beside its fallback in NumPy"
-        f" {np.__version__} (threads: as its BLAS takes). Times are medians of {ROUNDS} rounds; errors are shares of"
-        f" the largest value."
+        f" {np.__version__} (threads: as its BLAS takes). Times are medians of {ROUNDS} rounds; the ratio is NumPy's"
+        f" time to pwconv's; errors are shares of the largest value."
     )
     labels_are_right = True
     if image is None:

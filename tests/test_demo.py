@@ -113,7 +113,7 @@ def test_demo_in_a_narrow_pipe():
     result = run("demo", COLUMNS="40", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")
     assert max(map(len, result.stdout.splitlines())) <= 40
-    assert "128 -> 10  56x56  NHWC\n  pwconv: " in result.stdout
+    assert "128 -> 10  56x56  NHWC\n    pwconv " in result.stdout
 
 
 @pytest.mark.parametrize(("error", "status"), [(np.nan, 1), (8e-6, 1), (3e-6, 0)])
