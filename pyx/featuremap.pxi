@@ -98,6 +98,8 @@ cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssi
     m.item = view.itemsize
     m.channels = view.shape[axes.channel]
     m.channel_step = view.strides[axes.channel]
+    if m.channels <= 1:            # nobody walks: any number may stand there, but plans ask if channels come last
+        m.channel_step = m.item if axes.channel == axes.rank - 1 else 0
     m.span_step = view.strides[axes.batch] if apart else 0
     m.slack = False
     for i in range(axes.pixel_axes):

@@ -126,13 +126,12 @@ cdef bint crowded(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept no
 
     They repeat after way / gcd(step, way) lines, `way` being the bytes of one way; a set is taken to hold eight.
     """
-    # Unsigned: the step of an axis that nobody walks along may be any number.
-    cdef size_t bytes = <size_t> length_of(step) * sizeof(float), divisor = way, rest
+    cdef Py_ssize_t bytes = length_of(step) * <Py_ssize_t> sizeof(float), divisor = way, rest
     while bytes:
         rest = divisor % bytes
         divisor = bytes
         bytes = rest
-    return 8 * (way // <Py_ssize_t> max(divisor, <size_t> 64)) < lines
+    return 8 * (way // max(divisor, <Py_ssize_t> 64)) < lines
 
 
 cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
