@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import platform
-import struct
 import threading
 
+import floats
 import numpy as np
 import oracle
 import process
 import pytest
+from floats import control, libm, state
 
 import pwconv
 
@@ -114,29 +114,13 @@ def test_a_flushed_result_keeps_its_sign(isa, layout):
 
 # The floating-point state ---------------------------------------------------------------------------------------------
 
-libm = ctypes.CDLL(ctypes.util.find_library("m"))
 UPWARD, DIVIDED_BY_ZERO = {"x86_64": (0x800, 4), "aarch64": (0x400000, 2)}[platform.machine()]
-
-
-def state():
-    """This thread's floating-point environment: control and status, as the C library saves them."""
-    environment = ctypes.create_string_buffer(64)
-    assert libm.fegetenv(environment) == 0
-    return environment.raw
-
-
-def control():
-    """The part of it that says how to compute, without the exceptions seen so far."""
-    if platform.machine() == "aarch64":
-        return struct.unpack_from("<I", state())
-    word, mxcsr = struct.unpack_from("<H26xI", state())
-    return word, mxcsr & ~0x3F
 
 
 @contextlib.contextmanager
 def changed(name):
     """A caller's state: no exception seen yet, or rounding upward, one seen before, traps on invalid operations."""
-    before = ctypes.create_string_buffer(state(), 64)
+    before = floats.environment()
     try:
         assert libm.feclearexcept(-1) == 0
         usual = state()
@@ -241,17 +225,14 @@ def test_the_workers_state(scene):
 
 def test_import_changes_nothing_in_numpy():
     process.python("""
-import ctypes, ctypes.util
+import floats
 import numpy as np
 
-libm = ctypes.CDLL(ctypes.util.find_library("m"))
-
 def behaviour():
-    environment = ctypes.create_string_buffer(64)
-    assert libm.fegetenv(environment) == 0
+    state = floats.state()
     halves = np.full(100, 1.2e-38, np.float32) * np.float32(0.5)
     assert halves.all()
-    return environment.raw, halves.tobytes(), np.geterr(), np.get_printoptions()
+    return state, halves.tobytes(), np.geterr(), np.get_printoptions()
 
 x = np.full((1, 64, 64, 64), 1e-40, np.float32)
 weight = np.ones((64, 64), np.float32)
