@@ -152,6 +152,7 @@ def big_scene(tmp_path_factory):
     return path, classifier(BANDS).predict(scene)
 
 
+@pytest.mark.measures
 @process.needs_linux
 def test_a_scene_bigger_than_memory_on_threads(big_scene, tmp_path):
     path, expected = big_scene
@@ -160,6 +161,7 @@ def test_a_scene_bigger_than_memory_on_threads(big_scene, tmp_path):
     assert np.array_equal(np.load(tmp_path / "labels.npy"), expected)
 
 
+@pytest.mark.measures
 @process.needs_linux
 def test_a_scene_bigger_than_memory_on_a_cluster(big_scene, tmp_path):
     path, expected = big_scene
