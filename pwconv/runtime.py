@@ -10,11 +10,19 @@ import numpy as np
 
 from pwconv import __version__
 
+# How many turns idle workers of GCC's OpenMP wait for the next call before they sleep: by default so many that the next
+# library, say NumPy's product, lacks their cores. It is read when libgomp is loaded. For LLVM's OpenMP see threads.h.
+_undecided = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+if _undecided:
+    os.environ["GOMP_SPINCOUNT"] = "50000"
 try:
     import pwconv._engine as engine
 except ImportError as error:
     engine = None  # type: ignore[assignment]
     _missing = f"the compiled engine of pwconv cannot be imported ({error})"
+finally:
+    if _undecided:
+        del os.environ["GOMP_SPINCOUNT"]
 
 LARGEST_INT = 2**30 - 1  # of any count or stride: it fits a C int, and so does its double
 

@@ -599,6 +599,7 @@ cdef void run_program(const Program* g, char* memory) noexcept nogil:
             run_unit(g, unit, memory)
         pwconv_float_leave(before)
         return
+    pwconv_let_workers_sleep()
     with parallel(num_threads=g.schedule.threads):
         before = pwconv_float_enter()
         for unit in prange(g.schedule.units, schedule="dynamic"):

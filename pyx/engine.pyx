@@ -141,6 +141,7 @@ cdef extern from "threads.h" nogil:
     int omp_get_thread_num()
     ctypedef void (*work_t)(void*) noexcept nogil
     int pwconv_startable(int threads, bint anew)
+    void pwconv_let_workers_sleep()
     bint pwconv_run_aside(work_t work, void* argument)
 
 

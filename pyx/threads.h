@@ -3,6 +3,8 @@
 #ifndef PWCONV_THREADS_H
 #define PWCONV_THREADS_H
 
+#include <stdlib.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #define PWCONV_OPENMP _OPENMP
@@ -15,6 +17,16 @@ static inline int omp_get_thread_num(void) {
     return 0;
 }
 #endif
+
+/* The workers of this thread's team shall soon leave their cores to the next library, unless the user has decided how
+   long they wait: LLVM's by default for 200 ms. GCC's can only be told when it is loaded, see runtime.py. */
+static inline void pwconv_let_workers_sleep(void) {
+#ifdef KMP_VERSION_MAJOR
+    static _Thread_local int told = 0;
+    if (!told && !getenv("KMP_BLOCKTIME") && !getenv("OMP_WAIT_POLICY")) kmp_set_blocktime(1);
+    told = 1;
+#endif
+}
 
 typedef void (*work_t)(void *);
 
@@ -29,7 +41,6 @@ static inline int pwconv_run_aside(work_t work, void *argument) {
 }
 #else
 #include <pthread.h>
-#include <stdlib.h>
 
 static void *pwconv_wait_for(void *gate) {
     pthread_mutex_lock(gate);

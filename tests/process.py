@@ -26,7 +26,8 @@ def python(code, *, timeout=60, **environment):
 
     A process that fails, crashes or takes too long (all it started is then ended with it) fails the test.
     """
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PWCONV_", "OMP_", "GOMP_"))}
+    settings = ("PWCONV_", "OMP_", "GOMP_", "KMP_")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-c", code],
         env=ours | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])} | environment,

@@ -16,9 +16,9 @@ import threadpoolctl
 
 import pwconv
 
-with_openmp = pytest.mark.skipif(
-    not pwconv.config()["openmp"]["enabled"], reason="a build without OpenMP has one thread for each call"
-)
+OPENMP = pwconv.config()["openmp"]["enabled"]
+BY_GCC = not pwconv.config()["compiler"].startswith("Clang")
+with_openmp = pytest.mark.skipif(not OPENMP, reason="a build without OpenMP has one thread for each call")
 
 # Maps that want different sides, widths and packings of one layer's weights, and different numbers of threads.
 SIZES = ((1, 1), (1, 7), (3, 3), (5, 6), (7, 7), (14, 13), (28, 28), (40, 45))
@@ -154,6 +154,39 @@ def cpu_time_while_asleep():
 @pytest.mark.thread_unsafe(reason="measures CPU time, for which its processes compete")
 def test_workers_fall_asleep_soon():
     assert float(process.run(cpu_time_while_asleep)) < NAP / 4
+
+
+@with_openmp
+@pytest.mark.skipif(not BY_GCC, reason="only GCC's OpenMP says how long its workers wait")
+@pytest.mark.parametrize(
+    ("asked", "turns"),
+    [({}, 50000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
+    ids=["by default", "turns asked for", "policy asked for"],
+)
+def test_how_long_workers_of_gcc_wait(asked, turns):
+    """By themselves for 300,000 turns, 3 to 4 ms; or as the user says."""
+    told = process.python("import os; os.dup2(1, 2); import pwconv", OMP_DISPLAY_ENV="verbose", **asked)
+    assert f"GOMP_SPINCOUNT = '{turns}'" in told
+
+
+@pytest.mark.parametrize("engine", ["there", "missing"])
+def test_the_import_leaves_the_environment_alone(engine):
+    """As this process and those that it starts see it."""
+    process.python(f"""
+import os, subprocess, sys, warnings
+
+def environment():
+    show = "import os; print(sorted(os.environ.items()))"
+    return dict(os.environ), subprocess.check_output([sys.executable, "-c", show])
+
+before = environment()
+if {engine == "missing"}:
+    sys.modules["pwconv._engine"] = None
+    warnings.simplefilter("ignore")
+import pwconv
+assert pwconv.config()["backend"] == {"numpy" if engine == "missing" else "native"!r}
+assert environment() == before
+""")
 
 
 @pytest.mark.measures
