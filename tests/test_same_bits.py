@@ -179,13 +179,15 @@ def test_ranks(fma_isa):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_batch_size_and_position(fma_isa, layout):
-    case = problem(257, 45, (14, 13), batch=5)
-    per_image = ("input_scale", "output_scale", "residual")
+@pytest.mark.parametrize("fused", FUSED)
+def test_batch_size_and_position(fma_isa, layout, fused):
+    case = problem(257, 45, (14, 13), batch=5, fused=fused)
+    per_image = {"input_scale", "output_scale", "residual"} & case.fused.keys()
 
     def run(images):
         changes = {name: case.fused[name][images] for name in per_image}
-        changes["residual"] = relaid(changes["residual"], layout)
+        if "residual" in changes:
+            changes["residual"] = relaid(changes["residual"], layout)
         return canonical(case._replace(x=relaid(case.x[images], layout)).run(layout=layout, **changes), layout)
 
     expected = run([0, 1, 2, 3, 4])
