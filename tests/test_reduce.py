@@ -346,7 +346,7 @@ X = np.zeros((2, 4, 5, 6), np.float32)
     ("parameters", "arguments", "error", "message"),
     [
         ({}, {"x": X.astype(float)}, TypeError, r"^x must be float32, .*, got float64"),
-        ({}, {"x": X[0]}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 3: a map without a batch axis has layout 'CHW'$"),
+        ({}, {"x": X[0]}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 3: .* has layout 'CHW'$"),
         ({}, {"x": [X, X[:, :, 1:]]}, ValueError, r"^x\[1\] must have the shape \(2, 4, 5, 6\) of x\[0\], but for"),
         ({"layout": "NHW"}, {}, ValueError, r"^layout must name every axis of x"),
         ({"n_components": 0}, {}, ValueError, r"^n_components must be from 1 to 4, got 0$"),
