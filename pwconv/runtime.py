@@ -14,7 +14,7 @@ from pwconv import __version__
 # library, say NumPy's product, lacks their cores. It is read when libgomp is loaded. For LLVM's OpenMP see threads.h.
 _undecided = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
 if _undecided:
-    os.environ["GOMP_SPINCOUNT"] = "50000"
+    os.environ["GOMP_SPINCOUNT"] = "20000"
 try:
     import pwconv._engine as engine
 except ImportError as error:

@@ -160,7 +160,7 @@ def test_workers_fall_asleep_soon():
 @pytest.mark.skipif(not BY_GCC, reason="only GCC's OpenMP says how long its workers wait")
 @pytest.mark.parametrize(
     ("asked", "turns"),
-    [({}, 50000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
+    [({}, 20000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
     ids=["by default", "turns asked for", "policy asked for"],
 )
 def test_how_long_workers_of_gcc_wait(asked, turns):
