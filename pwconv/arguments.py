@@ -82,7 +82,10 @@ class Call(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """A checked call for gradients: the forward call, the gradient of its result, and those that are needed."""
+    """A checked call for gradients: the forward call, the gradient of its result, and those that are needed.
+
+    Whatever the layout of the result is, that of `grad_y` is that of `x`.
+    """
 
     spec: Spec
     matrix: Float32Array
@@ -631,7 +634,7 @@ def check_backward(
     backend: str,
 ) -> Backward:
     """Check a call of `pwconv.pointwise_conv_backward`."""
-    needed = _parse_need(need)
+    needed = parse_need(need)
     spec = parse_spec(
         stride=stride,
         groups=groups,
@@ -643,16 +646,28 @@ def check_backward(
         precision="highest",
         backend=backend,
     )
-    matrix = weight_matrix(weight, spec)
+    return _check_gradient(spec, weight_matrix(weight, spec), grad_y, x, needed, num_threads)
+
+
+def check_layer_backward(layer: Any, grad_y: Any, x: Any, need: Any, num_threads: Any) -> Backward:
+    """Check a call of `pwconv.PointwiseConv.backward`."""
+    return _check_gradient(layer.spec, layer.matrix, grad_y, x, parse_need(need), num_threads)
+
+
+def _check_gradient(
+    spec: Spec, matrix: Float32Array, grad_y: Any, x: Any, need: frozenset[str], num_threads: Any
+) -> Backward:
     call = check_call(spec, matrix.shape, x, num_threads=num_threads)
-    backward = Backward(spec, matrix, call, _of_shape(grad_y, "grad_y", call), needed)
+    gradient = _of_shape(grad_y, "grad_y", call).transpose([call.out_layout.index(letter) for letter in call.layout])
+    backward = Backward(spec, matrix, call, gradient, need)
     # Numbers that are narrower than their gradients may fit where these do not.
-    for part in backward.parts if "x" in needed else ():
+    for part in backward.parts if "x" in need else ():
         _check_size(part.shape)
     return backward
 
 
-def _parse_need(need: Any) -> frozenset[str]:
+def parse_need(need: Any) -> frozenset[str]:
+    """Parse the names of the gradients that are needed."""
     names = (need,) if isinstance(need, str) else need
     if not isinstance(names, list | tuple | set | frozenset):
         raise TypeError(f"need must be a name or a tuple of names, got {_kind(need)}")

@@ -175,6 +175,39 @@ class PointwiseConv(Immutable, Layer):
         weight = arguments.as_kernel(matrix, self.weight_layout, self.weight.shape)
         return type(self)(weight, shift.astype(np.float32), **self._options())
 
+    def backward(
+        self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
+    ) -> tuple[Float32Array | list[Float32Array] | None, Float32Array | None, Float32Array | None]:
+        """Compute the gradients of `y = layer(x)` from that of `y`, the layer's activations included.
+
+        The sum before the activation is computed again, and is as big as `y`.
+
+        Parameters
+        ----------
+        grad_y : float32, the shape of `y`, any strides.
+        x, num_threads : as in the call.
+        need : "x", "weight", "bias", or a tuple of some; the others are not computed.
+
+        Returns
+        -------
+        grad_x, grad_weight, grad_bias : as `pwconv.pointwise_conv_backward` returns them; grad_bias is None for a layer
+            without a bias. Where an activation bends, its derivative is that of one side (relu's at 0 is 0).
+
+        Raises
+        ------
+        TypeError, ValueError and MemoryError as `pwconv.pointwise_conv_backward` does.
+
+        Examples
+        --------
+        >>> layer = pwconv.PointwiseConv(np.ones((16, 64), np.float32), np.ones(16, np.float32), activation="silu")
+        >>> x, grad_y = (np.ones((2, channels, 9, 9), np.float32) for channels in (64, 16))
+        >>> [grad.shape for grad in layer.backward(grad_y, x)]
+        [(2, 64, 9, 9), (16, 64), (16,)]
+        """
+        from pwconv import training  # which is built on layers
+
+        return training.layer_backward(self, grad_y, x, need, num_threads)
+
     def cost(self, shape: Sequence[int]) -> Cost:
         """Return what the layer costs for an `x` of this shape: pixels that a stride leaves out are not read."""
         return self._cost(arguments.check_shape(self.spec, self.matrix.shape, shape))
@@ -348,6 +381,36 @@ class PointwiseChain(Layers):
         if out is not None:
             results[last] = out  # the very object that was given
         return tuple(results[i] for i in (*kept, last)) if kept else results[last]
+
+    def backward(
+        self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
+    ) -> tuple[Float32Array | list[Float32Array] | None, list[tuple[Float32Array | None, Float32Array | None]]]:
+        """Compute the gradients of `y = chain(x)` from that of `y`; what layers pass on is computed again, and kept.
+
+        Parameters
+        ----------
+        grad_y, x, need, num_threads : as for a layer.
+
+        Returns
+        -------
+        grad_x, [(grad_weight, grad_bias), ...] : that of `x`, and those of each layer, as a layer's `backward` returns
+            them.
+
+        Raises
+        ------
+        TypeError, ValueError and MemoryError as a layer does.
+
+        Examples
+        --------
+        >>> up, down = (pwconv.PointwiseConv(np.ones(s, np.float32)) for s in ((256, 64), (64, 256)))
+        >>> x = np.ones((2, 64, 14, 14), np.float32)
+        >>> grad_x, grads = pwconv.PointwiseChain([up, down]).backward(x, x)
+        >>> grad_x.shape, [grad_weight.shape for grad_weight, _ in grads]
+        ((2, 64, 14, 14), [(256, 64), (64, 256)])
+        """
+        from pwconv import training  # which is built on layers
+
+        return training.chain_backward(self, grad_y, x, need, num_threads)
 
     def cost(self, shape: Sequence[int]) -> Cost:
         """Return what the chain costs for an `x` of this shape; maps in between are not moved."""

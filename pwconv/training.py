@@ -2,20 +2,21 @@
 
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import arguments, reference
-from pwconv.arguments import Backward, Float32Array, StrideLike
+from pwconv.arguments import Activation, ActivationLike, Backward, Float32Array, StrideLike
 from pwconv.functional import pointwise_conv
 from pwconv.reduce import boxes_of
 
 # Numbers of both maps whose products are summed at a time, so that copies and packed weights stay small.
 _CHUNK = 1 << 20
 _FEWEST, _MOST = 256, 16384  # pixels of a chunk: enough to be worth a call; few enough for exactness
+_PACKED = 1 << 20  # numbers of transposed weights that are packed at a time
 _RUN = 64  # pixels whose gradients are summed in float32 for the bias, and in float64 beyond
 _PIECE = 16  # pixels of an image that are worth being found on their own
 _PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
@@ -96,32 +97,100 @@ def pointwise_conv_backward(
     return grad_x, grad_weight, grad_bias
 
 
+def layer_backward(
+    layer: Any, grad_y: Any, x: Any, need: Any, num_threads: int | None
+) -> tuple[Any, Float32Array | None, Float32Array | None]:
+    """Compute what `layer.backward` returns for a `pwconv.PointwiseConv`."""
+    task = arguments.check_layer_backward(layer, grad_y, x, need, num_threads)
+    before, after = layer.spec.input_activation, layer.spec.activation
+    running: dict[str, Any] = {"num_threads": num_threads, "backend": layer.spec.backend}
+    options = running | {
+        "stride": layer.stride,
+        "groups": layer.groups,
+        "layout": task.call.layout,
+        "weight_layout": layer.weight_layout,
+    }
+
+    def apply(activation: ActivationLike, v: NDArray[Any]) -> NDArray[Any]:
+        if activation is None:
+            return v
+        # One channel, weighted by 1: so it is the engine's function, on all threads.
+        flat = pointwise_conv(
+            v.reshape(1, -1), np.ones((1, 1), np.float32), layout="CL", activation=activation, **running
+        )
+        return flat.reshape(v.shape)
+
+    inputs = [apply(layer.input_activation, part) for part in task.parts]
+    operand = inputs if isinstance(task.call.x, list) else inputs[0]
+    gradient = task.grad_y
+    if layer.activation is not None and task.need:
+        sums = pointwise_conv(operand, layer.weight, layer.bias, precision=layer.precision, **options)
+        gradient = gradient * _slope(after, sums, apply)
+    grad_x: Any
+    grad_x, grad_weight, grad_bias = pointwise_conv_backward(
+        gradient, operand, layer.weight, need=task.need - ({"bias"} if layer.bias is None else set()), **options
+    )
+    if layer.input_activation is not None and "x" in task.need:
+        for grad, part in zip(grad_x if isinstance(grad_x, list) else [grad_x], task.parts, strict=True):
+            grad *= _slope(before, part.astype(np.float32, copy=False), apply)
+    return grad_x, grad_weight, grad_bias
+
+
+def chain_backward(
+    chain: Any, grad_y: Any, x: Any, need: Any, num_threads: int | None
+) -> tuple[Any, list[tuple[Float32Array | None, Float32Array | None]]]:
+    """Compute what `chain.backward` returns for a `pwconv.PointwiseChain`."""
+    needed, layers = arguments.parse_need(need), chain.layers
+    maps = [x]
+    for layer in layers[:-1]:
+        maps.append(layer(maps[-1], num_threads=num_threads))
+    grad, parameters = grad_y, []
+    for i in reversed(range(len(layers))):
+        wanted = needed | {"x"} if i else needed
+        grad, *own = layers[i].backward(grad, maps.pop(), need=wanted, num_threads=num_threads)
+        parameters.append(tuple(own))
+    return grad, parameters[::-1]
+
+
+# The three sums -------------------------------------------------------------------------------------------------------
+
+
 def _grad_x(task: Backward) -> list[Float32Array]:
     """Convolve with the transposed weights, into every stride-th pixel."""
-    spec, call, gradient = task.spec, task.call, _channels_first(task.grad_y, task)
+    spec, gradient = task.spec, _channels_first(task.grad_y, task)
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
-    blocks = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
-    weights = blocks.reshape(spec.groups * ins, outs)
-    axis, shape = call.layout.index("C"), list(task.parts[0].shape)
-    widths = [part.shape[axis] for part in task.parts]
-    make = np.empty if set(call.stride) <= {1} else np.zeros
-    grads = []
-    # With groups, a part may begin in the middle of one: then all parts are computed together.
-    for own in _cut(weights, widths) if spec.groups == 1 else [weights]:
-        shape[axis] = len(own)
-        grad = make(shape, np.float32)
-        pointwise_conv(
-            gradient,
-            own,
-            groups=spec.groups,
-            layout=_letters(gradient),
-            out=_sampled(grad, task),
-            num_threads=call.num_threads,
-        )
+    weights = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2).reshape(spec.groups * ins, outs)
+    make = np.empty if set(task.call.stride) <= {1} else np.zeros
+    grads, first = [], 0
+    for part in task.parts:
+        grad = make(part.shape, np.float32)
+        sampled = _sampled(grad, task)
+        end = first + len(sampled)
+        for channels in _runs(first, end, ins, max(1, _PACKED // max(1, outs))):
+            group, count = channels.start // ins, max(1, len(channels) // ins)
+            pointwise_conv(
+                gradient[group * outs : (group + count) * outs],
+                weights[channels.start : channels.stop],
+                groups=count,
+                layout=_letters(gradient),
+                out=sampled[channels.start - first : channels.stop - first],
+                num_threads=task.call.num_threads,
+            )
         grads.append(grad)
-    if len(grads) == len(widths):
-        return grads
-    return [np.ascontiguousarray(part) for part in _cut(grads[0], widths, axis)]
+        first = end
+    return grads
+
+
+def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
+    """Cut channels in groups of `width` into runs of at most `most`: of whole groups, or within one."""
+    while first < end:
+        count = min(end - first, most)
+        if first % width or count < width:
+            count = min(count, width - first % width)
+        else:
+            count -= count % width
+        yield range(first, first + count)
+        first += count
 
 
 def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
@@ -225,3 +294,46 @@ def _flat(map_: NDArray[Any]) -> NDArray[Any]:
     if abs(map_.strides[0]) == map_.itemsize:  # a copy keeps channels together as well
         return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
     return map_.reshape(channels, pixels)
+
+
+# Activations ----------------------------------------------------------------------------------------------------------
+
+_FAR = 128.0  # from here on smooth activations are their limits in float32, and no product meets an infinity
+_SMALL = 1e-30
+_CUBE, _SCALE = 0.044715, math.sqrt(8 / math.pi)  # of gelu_tanh(v) = v sigmoid(_SCALE (v + _CUBE v^3))
+
+
+@np.errstate(all="ignore")
+def _slope(
+    activation: Activation, v: Float32Array, apply: Callable[[ActivationLike, NDArray[Any]], NDArray[Any]]
+) -> Float32Array:
+    """Return the derivative of an activation: of one side at a bend, its limits at infinities, NaN at NaN."""
+    near = np.clip(v, -_FAR, _FAR)
+    match activation.code:
+        case arguments.CLIP:
+            # An infinite bound clips nothing.
+            low, high = activation.low, activation.high
+            slope = ((v > low) | (low == -math.inf)) & ((v < high) | (high == math.inf))
+        case arguments.LEAKY_RELU:
+            slope = np.where(v > 0, np.float32(1), np.float32(activation.low))
+        case arguments.SIGMOID:
+            share = apply("sigmoid", near)
+            slope = share * (1 - share)
+        case arguments.TANH:
+            slope = 1 - np.square(apply("tanh", near))
+        case arguments.SILU:
+            share = apply("sigmoid", near)
+            slope = share * (1 + near * (1 - share))
+        case arguments.GELU:
+            # gelu(v) = v P(v), with the normal distribution's function P; its density is P's derivative.
+            normal = np.full_like(near, 0.5)
+            np.divide(apply("gelu", near), near, out=normal, where=np.abs(near) > _SMALL)
+            slope = normal + near * np.exp(near * near * -0.5) * (1 / math.sqrt(2 * math.pi))
+        case arguments.GELU_TANH:
+            share = apply("sigmoid", _SCALE * (near + _CUBE * near**3))
+            slope = share * (1 + near * (1 - share) * _SCALE * (1 + 3 * _CUBE * near * near))
+        case arguments.HARDSIGMOID:
+            slope = np.where(np.abs(v) < 3, np.float32(1 / 6), np.float32(0))
+        case arguments.HARDSWISH:
+            slope = np.where(np.abs(v) < 3, near / 3 + np.float32(0.5), v > 0)
+    return np.where(np.isnan(v), v, slope)
