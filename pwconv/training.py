@@ -159,7 +159,7 @@ def _grad_x(task: Backward) -> list[Float32Array]:
     """Convolve with the transposed weights, into every stride-th pixel."""
     spec, gradient = task.spec, _channels_first(task.grad_y, task)
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
-    weights = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2).reshape(spec.groups * ins, outs)
+    blocks = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
     make = np.empty if set(task.call.stride) <= {1} else np.zeros
     grads, first = [], 0
     for part in task.parts:
@@ -168,9 +168,10 @@ def _grad_x(task: Backward) -> list[Float32Array]:
         end = first + len(sampled)
         for channels in _runs(first, end, ins, max(1, _PACKED // max(1, outs))):
             group, count = channels.start // ins, max(1, len(channels) // ins)
+            rows = slice(channels.start % ins, channels.start % ins + len(channels) // count)
             pointwise_conv(
                 gradient[group * outs : (group + count) * outs],
-                weights[channels.start : channels.stop],
+                blocks[group : group + count, rows].reshape(len(channels), outs),
                 groups=count,
                 layout=_letters(gradient),
                 out=sampled[channels.start - first : channels.stop - first],
@@ -309,6 +310,7 @@ def _slope(
 ) -> Float32Array:
     """Return the derivative of an activation: of one side at a bend, its limits at infinities, NaN at NaN."""
     near = np.clip(v, -_FAR, _FAR)
+    # 1 - sigmoid(v), which would cancel, is sigmoid(-v).
     match activation.code:
         case arguments.CLIP:
             # An infinite bound clips nothing.
@@ -317,21 +319,19 @@ def _slope(
         case arguments.LEAKY_RELU:
             slope = np.where(v > 0, np.float32(1), np.float32(activation.low))
         case arguments.SIGMOID:
-            share = apply("sigmoid", near)
-            slope = share * (1 - share)
+            slope = apply("sigmoid", near) * apply("sigmoid", -near)
         case arguments.TANH:
             slope = 1 - np.square(apply("tanh", near))
         case arguments.SILU:
-            share = apply("sigmoid", near)
-            slope = share * (1 + near * (1 - share))
+            slope = apply("sigmoid", near) * (1 + near * apply("sigmoid", -near))
         case arguments.GELU:
             # gelu(v) = v P(v), with the normal distribution's function P; its density is P's derivative.
             normal = np.full_like(near, 0.5)
             np.divide(apply("gelu", near), near, out=normal, where=np.abs(near) > _SMALL)
             slope = normal + near * np.exp(near * near * -0.5) * (1 / math.sqrt(2 * math.pi))
         case arguments.GELU_TANH:
-            share = apply("sigmoid", _SCALE * (near + _CUBE * near**3))
-            slope = share * (1 + near * (1 - share) * _SCALE * (1 + 3 * _CUBE * near * near))
+            u = _SCALE * (near + _CUBE * near**3)
+            slope = apply("sigmoid", u) * (1 + near * apply("sigmoid", -u) * _SCALE * (1 + 3 * _CUBE * near * near))
         case arguments.HARDSIGMOID:
             slope = np.where(np.abs(v) < 3, np.float32(1 / 6), np.float32(0))
         case arguments.HARDSWISH:

@@ -83,6 +83,19 @@ def test_sizes(rng, layout, pixels, channels, outs):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("groups", "channels", "outs"), [(1, 1500, 1400), (2, 2600, 1800), (40, 8000, 8000)])
+def test_more_weights_than_are_packed_at_a_time(rng, layout, groups, channels, outs):
+    """In parts of a group, or several groups together; also where a list is cut within a group."""
+    x, weight, grad_y = problem(rng, layout, channels=channels, outs=outs, groups=groups, N=1, H=1, W=3)
+    expected = by_definition(grad_y, x, weight, layout, groups=groups)
+    assert_close(pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, groups=groups), expected)
+    axis = layout.index("C")
+    parts = np.split(x, [700, 1430], axis)
+    grad_parts, *others = pwconv.pointwise_conv_backward(grad_y, parts, weight, layout=layout, groups=groups)
+    assert_close([np.concatenate(grad_parts, axis), *others], expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_long_sums_are_as_exact_as_numpy(rng, layout):
     """Of positive numbers, whose rounding errors grow the most."""
     x, grad_y = (rng.random((2, 16, 200, 200), dtype=np.float32) for _ in range(2))
@@ -308,6 +321,188 @@ def test_nothing_is_written_to(rng):
     pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
 
 
+# Layers and chains ----------------------------------------------------------------------------------------------------
+
+
+def slope(activation, v):
+    """The derivative of an activation in float64, by a central difference (no v here is that close to a bend)."""
+    step = 1e-5
+    return (oracle.activate(activation, v + step) - oracle.activate(activation, v - step)) / (2 * step)
+
+
+def assert_near(grad, expected, tolerance=1e-5):
+    assert grad.dtype == np.float32
+    assert grad.flags.c_contiguous
+    np.testing.assert_allclose(grad, expected, rtol=0, atol=tolerance * abs(expected).max())
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (4, 2)])
+@pytest.mark.parametrize(("layout", "out_layout"), [("NCHW", "NCHW"), ("NHWC", "NHWC"), ("NCHW", "NHWC")])
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
+def test_a_layer(rng, activation, layout, out_layout, groups, stride, backend):
+    x, weight, grad_y = problem(rng, layout, groups=groups, stride=stride)
+    bias = rng.standard_normal(16, dtype=np.float32)
+    options = {"layout": layout, "groups": groups, "stride": stride}
+    sums = oracle.pointwise(x, weight, bias, **options).value
+    expected, *_ = by_definition(grad_y * slope(activation, sums), x, weight, layout, groups=groups, stride=stride)
+    layer = pwconv.PointwiseConv(weight, bias, **options, out_layout=out_layout, activation=activation, backend=backend)
+    given = grad_y.transpose([layout.index(letter) for letter in out_layout])
+    for grad, value in zip(layer.backward(given, x), expected, strict=True):
+        assert_near(grad, value)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
+def test_a_layer_that_activates_its_input(rng, activation, layout):
+    x, weight, grad_y = problem(rng, layout, stride=2)
+    layer = pwconv.PointwiseConv(weight, layout=layout, stride=2, input_activation=activation)
+    seen = oracle.activate(activation, x.astype(float))
+    (grad_x, grad_weight, _), *_ = by_definition(grad_y, seen, weight, layout, stride=2)
+    got = layer.backward(grad_y, x)
+    assert_near(got[0], grad_x * slope(activation, x.astype(float)))
+    assert_near(got[1], grad_weight)
+    assert got[2] is None
+
+
+def one_number(activation, backend="native"):
+    """Return a layer whose result is the activation of its input."""
+    one = np.ones((1, 1), np.float32)
+    return pwconv.PointwiseConv(one, layout="NC", activation=activation, backend=backend)
+
+
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS[1:], ids=str)
+def test_derivatives(activation):
+    """Over the range in which they change."""
+    v = np.linspace(-20, 20, 100001, dtype=np.float32)[:, np.newaxis] + np.float32(1e-3)
+    grad, _, _ = one_number(activation).backward(np.ones_like(v), v)
+    assert_near(grad, slope(activation, v.astype(float)), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize(
+    ("activation", "below", "above"),
+    [
+        (None, 1, 1),
+        ("relu", 0, 1),
+        ("relu6", 0, 0),
+        ("leaky_relu", 0.01, 1),
+        (("clip", -np.inf, 2.0), 1, 0),
+        ("sigmoid", 0, 0),
+        ("tanh", 0, 0),
+        ("silu", 0, 1),
+        ("gelu", 0, 1),
+        ("gelu_tanh", 0, 1),
+        ("hardsigmoid", 0, 0),
+        ("hardswish", 0, 1),
+    ],
+    ids=str,
+)
+def test_derivatives_far_out(activation, below, above, backend):
+    v = np.array([[-np.inf], [-3e38], [3e38], [np.inf], [np.nan]], np.float32)
+    grad, _, _ = one_number(activation, backend).backward(np.ones_like(v), v)
+    expected = [below, below, above, above, 1 if activation is None else np.nan]
+    np.testing.assert_array_equal(grad.ravel(), np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "gelu", "silu"])
+def test_derivatives_at_zero(activation):
+    v = np.zeros((1, 1), np.float32)
+    grad, _, _ = one_number(activation).backward(np.ones_like(v), v)
+    assert grad == np.float32({"leaky_relu": 0.01, "gelu": 0.5, "silu": 0.5}.get(activation, 0))
+
+
+def test_a_layer_of_a_list_and_an_io_kernel(rng):
+    x, weight, grad_y = problem(rng, "NHWC")
+    x = rng.integers(0, 4, x.shape).astype(np.uint8)
+    kernel = np.ascontiguousarray(weight.T)[np.newaxis, np.newaxis]
+    layer = pwconv.PointwiseConv(
+        kernel, layout="channels_last", weight_layout="IO", input_activation="tanh", activation="relu"
+    )
+    parts, grad_weight, _ = layer.backward(grad_y, [x[..., :5], x[..., 5:]])
+    whole = layer.backward(grad_y, x.astype(np.float32))
+    assert grad_weight.shape == kernel.shape
+    np.testing.assert_allclose(np.concatenate(parts, axis=3), whole[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad_weight, whole[1], rtol=1e-5, atol=1e-4)
+
+
+def layers(rng, **options):
+    """Return the layers of a chain of 24, 32, 16 and 8 channels, each with another activation."""
+    made = []
+    for ins, outs, activation in ((24, 32, "gelu"), (32, 16, "relu"), (16, 8, None)):
+        weight = rng.standard_normal((outs, ins), dtype=np.float32) / np.float32(math.sqrt(ins))
+        bias = None if activation is None else rng.standard_normal(outs, dtype=np.float32)
+        made.append(pwconv.PointwiseConv(weight, bias, activation=activation, **options))
+    return made
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_chain(rng, layout):
+    x, _, grad_y = problem(rng, layout, outs=8)
+    chain = layers(rng, layout=layout)
+    maps, sums = [x.astype(float)], []
+    for layer in chain:
+        sums.append(oracle.pointwise(maps[-1], layer.weight, layer.bias, layout=layout).value)
+        maps.append(oracle.activate(layer.activation, sums[-1]))
+    grad, expected = grad_y.astype(float), []
+    for layer, seen, v in zip(reversed(chain), reversed(maps[:-1]), reversed(sums), strict=True):
+        (grad, *own), *_ = by_definition(grad * slope(layer.activation, v), seen, layer.weight, layout)
+        expected.append(own)
+    grad_x, grads = pwconv.PointwiseChain(chain).backward(grad_y, x)
+    assert_near(grad_x, grad)
+    for layer, (grad_weight, grad_bias), (weight, bias) in zip(chain, grads, reversed(expected), strict=True):
+        assert_near(grad_weight, weight)
+        if layer.bias is None:
+            assert grad_bias is None
+        else:
+            assert_near(grad_bias, bias)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_what_is_needed_of_a_chain(rng, count):
+    x, _, grad_y = problem(rng, "NCHW", outs=8)
+    chain = pwconv.PointwiseChain(layers(rng))
+    whole_x, whole = chain.backward(grad_y, x)
+    for need in itertools.combinations(("x", "weight", "bias"), count):
+        grad_x, grads = chain.backward(grad_y, x, need=need)
+        assert (grad_x is not None) == ("x" in need)
+        if grad_x is not None:
+            np.testing.assert_array_equal(grad_x, whole_x)
+        for got, expected in zip(grads, whole, strict=True):
+            for name, grad, value in zip(("weight", "bias"), got, expected, strict=True):
+                assert (grad is not None) == (name in need and value is not None)
+                if grad is not None:
+                    np.testing.assert_array_equal(grad, value)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_threads_do_not_change_a_chains_bits(rng, layout):
+    x, _, grad_y = problem(rng, layout, outs=8, H=90, W=70)
+    chain = pwconv.PointwiseChain(layers(rng, layout=layout))
+    (grad_x, grads), (other_x, others) = (chain.backward(grad_y, x, num_threads=threads) for threads in (1, 3))
+    assert oracle.same_bits(grad_x, other_x)
+    for grad, other in zip(itertools.chain(*grads), itertools.chain(*others), strict=True):
+        assert (grad is None and other is None) or oracle.same_bits(grad, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"grad_y": GRAD_Y[:, 1:]}, ValueError, r"^grad_y must have shape \(2, 4, 4, 3\)"),
+        ({"grad_y": GRAD_Y.astype(float)}, TypeError, r"^grad_y must be float32, got float64"),
+        ({"x": X[:, 1:]}, ValueError, r"^x must have 6 channels"),
+        ({"need": "y"}, ValueError, r"^need must be one of 'x', 'weight', 'bias', got 'y'$"),
+        ({"num_threads": 0}, ValueError, r"^num_threads must be from 1 to"),
+    ],
+)
+@pytest.mark.parametrize("chained", [False, True])
+def test_errors_of_layers_and_chains(chained, changes, error, message):
+    layer = pwconv.PointwiseConv(WEIGHT, activation="relu")
+    given = {"grad_y": GRAD_Y, "x": X} | changes
+    with pytest.raises(error, match=message):
+        (pwconv.PointwiseChain([layer]) if chained else layer).backward(**given)
+
+
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +534,34 @@ def test_memory_beyond_the_results(layout, view, threads):
     assert int(process.run(extra_memory, layout, view, threads)) < threads * 8 * 2**20
 
 
+def extra_memory_of_weights(layout, groups, threads):
+    """Print the same for grad_x alone, of a layer whose weights take 64 MB."""
+    outs, ins = 4096, 4096 * groups
+    sizes = {"N": 1, "H": 4, "W": 4}
+    x, grad_y = (np.ones([(sizes | {"C": c})[a] for a in layout], np.float32) for c in (ins, outs))
+    weight = np.ones((outs, ins // groups), np.float32)
+
+    def call(x, grad_y, weight, groups):
+        options = {"layout": layout, "need": "x", "num_threads": threads}
+        return pwconv.pointwise_conv_backward(grad_y, x, weight, groups=groups, **options)
+
+    few = [slice(16) if letter == "C" else slice(None) for letter in layout]
+    call(x[tuple(few)], grad_y[tuple(few)], weight[:16, :16], 1)
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")
+    before = process.bytes_of("resident")
+    grad = call(x, grad_y, weight, groups)[0]
+    print(process.bytes_of("peak") - before - grad.nbytes)
+
+
+@pytest.mark.measures
+@process.needs_linux
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_memory_of_many_weights(layout, groups):
+    assert int(process.run(extra_memory_of_weights, layout, groups, 1)) < 8 * 2**20
+
+
 @pytest.mark.measures
 @process.needs_linux
 def test_the_measurement_sees_a_copy():
@@ -365,48 +588,61 @@ def start(rng, widths):
     ]
 
 
-def train(x, labels, parameters, steps, rate, forward, backward):
-    """Run plain gradient descent on the mean cross-entropy of a net with ReLU between its layers."""
+def train(x, labels, parameters, steps, rate, forward_and_back):
+    """Run plain gradient descent on the mean cross-entropy of a net; return the losses and the accuracy in the end.
+
+    `forward_and_back(parameters, x)` returns the result, and a function from its gradient to those of all layers.
+    """
     losses = []
     for _ in range(steps):
-        maps = [x]
-        for i, (weight, bias) in enumerate(parameters):
-            y = forward(maps[-1], weight, bias)
-            maps.append(np.maximum(y, 0) if i < len(parameters) - 1 else y)
-        shifted = np.exp(maps[-1] - maps[-1].max(axis=1, keepdims=True))
+        y, back = forward_and_back(parameters, x)
+        shifted = np.exp(y - y.max(axis=1, keepdims=True))
         shares = shifted / shifted.sum(axis=1, keepdims=True)
         hit = np.take_along_axis(shares, labels[:, np.newaxis], axis=1)
         losses.append(float(-np.log(hit).mean()))
         np.put_along_axis(shares, labels[:, np.newaxis], hit - 1, axis=1)
-        grad = (shares / labels.size).astype(x.dtype)
-        updated = []
-        for (weight, bias), seen in zip(reversed(parameters), reversed(maps[:-1]), strict=True):
-            below, grad_weight, grad_bias = backward(grad, seen, weight)
-            updated.append((weight - x.dtype.type(rate) * grad_weight, bias - x.dtype.type(rate) * grad_bias))
-            grad = below * (seen > 0)
-        parameters = updated[::-1]
-    accuracy = float((maps[-1].argmax(axis=1) == labels).mean())
-    return losses, accuracy
+        grads = back((shares / labels.size).astype(x.dtype))
+        parameters = [
+            tuple(array - x.dtype.type(rate) * grad for array, grad in zip(pair, own, strict=True))
+            for pair, own in zip(parameters, grads, strict=True)
+        ]
+    return losses, float((y.argmax(axis=1) == labels).mean())
+
+
+def by_chain(parameters, x):
+    """ReLU between the layers, and none behind the last one."""
+    *hidden, last = parameters
+    chain = pwconv.PointwiseChain(
+        [*(pwconv.PointwiseConv(*pair, activation="relu") for pair in hidden), pwconv.PointwiseConv(*last)]
+    )
+    return chain(x), lambda grad: chain.backward(grad, x, need=("weight", "bias"))[1]
+
+
+def by_numpy(parameters, x):
+    """The same from the definition."""
+    maps = [x]
+    for weight, bias in parameters:
+        seen = maps[-1] if len(maps) == 1 else np.maximum(maps[-1], 0)
+        maps.append(np.einsum("oi,nihw->nohw", weight, seen) + bias[:, None, None])
+
+    def back(grad):
+        grads = []
+        for i in reversed(range(len(parameters))):
+            seen = np.maximum(maps[i], 0) if i else maps[i]
+            grads.append((np.einsum("nohw,nihw->oi", grad, seen), grad.sum(axis=(0, 2, 3))))
+            grad = np.einsum("oi,nohw->nihw", parameters[i][0], grad) * (maps[i] > 0)
+        return grads[::-1]
+
+    return maps[-1], back
 
 
 @pytest.mark.parametrize("widths", [(3, 3), (3, 24, 3)], ids=["classifier", "chain"])
 def test_a_model_learns(rng, widths):
     x, labels = picture()
     parameters = start(rng, widths)
-    losses, accuracy = train(x, labels, parameters, 150, 0.5, pwconv.pointwise_conv, pwconv.pointwise_conv_backward)
+    losses, accuracy = train(x, labels, parameters, 150, 0.5, by_chain)
     exact = [tuple(array.astype(float) for array in pair) for pair in parameters]
-
-    def forward(x, weight, bias):
-        return np.einsum("oi,nihw->nohw", weight, x) + bias[:, None, None]
-
-    def backward(grad, x, weight):
-        return (
-            np.einsum("oi,nohw->nihw", weight, grad),
-            np.einsum("nohw,nihw->oi", grad, x),
-            grad.sum(axis=(0, 2, 3)),
-        )
-
-    expected, expected_accuracy = train(x.astype(float), labels, exact, 150, 0.5, forward, backward)
+    expected, expected_accuracy = train(x.astype(float), labels, exact, 150, 0.5, by_numpy)
     np.testing.assert_allclose(losses, expected, rtol=5e-4)
     assert accuracy == pytest.approx(expected_accuracy, abs=0.005)
     assert losses[-1] < 0.7 * losses[0]
@@ -434,11 +670,36 @@ def test_autograd(rng, torch, groups, stride):
         np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardsigmoid", "hardswish"],
+)
+def test_autograd_of_a_layer(rng, torch, activation, groups, stride, layout):
+    x, weight, grad_y = problem(rng, "NCHW", groups=groups, stride=stride)
+    bias = rng.standard_normal(16, dtype=np.float32)
+    exact = [torch.from_numpy(array.astype(float)).requires_grad_() for array in (x, weight, bias)]
+    y = torch.nn.functional.conv2d(exact[0], exact[1][:, :, None, None], exact[2], stride=stride, groups=groups)
+    functions = torch.nn.functional
+    function = functions.gelu if activation == "gelu_tanh" else getattr(functions, activation)
+    options = {"approximate": "tanh"} if activation == "gelu_tanh" else {}
+    function(y, **options).backward(torch.from_numpy(grad_y.astype(float)))
+    layer = pwconv.PointwiseConv(weight, bias, groups=groups, stride=stride, layout=layout, activation=activation)
+    if layout == "NHWC":
+        x, grad_y = (np.moveaxis(array, 1, -1) for array in (x, grad_y))
+    grad_x, *grads = layer.backward(grad_y, x)
+    grads.insert(0, np.moveaxis(grad_x, -1, 1) if layout == "NHWC" else grad_x)
+    for grad, tensor in zip(grads, exact, strict=True):
+        expected = tensor.grad.numpy()
+        np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
 @pytest.mark.parametrize("widths", [(3, 3), (3, 24, 3)], ids=["classifier", "chain"])
 def test_a_model_learns_as_in_torch(rng, torch, widths):
     x, labels = picture()
     parameters = start(rng, widths)
-    losses, accuracy = train(x, labels, parameters, 100, 0.5, pwconv.pointwise_conv, pwconv.pointwise_conv_backward)
+    losses, accuracy = train(x, labels, parameters, 100, 0.5, by_chain)
     tensors = [tuple(torch.from_numpy(a.copy()).requires_grad_() for a in pair) for pair in parameters]
     optimizer = torch.optim.SGD(itertools.chain(*tensors), lr=0.5)
     expected = []
