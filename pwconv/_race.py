@@ -150,7 +150,8 @@ def select(patterns: Iterable[str]) -> tuple[Workload, ...]:
         else:
             found = [workload for workload in NETWORKS + SHAPES if fnmatchcase(str(workload), f"*{pattern}*")]
         if not found:
-            raise ValueError(f"no layer is called {pattern!r}")
+            networks = ", ".join(dict.fromkeys(workload.network for workload in NETWORKS))
+            raise ValueError(f"no layer is called {pattern!r}; the networks are {networks}")
         chosen.update(dict.fromkeys(found))
     return tuple(chosen)
 

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--layout", choices=LAYOUTS, default="NCHW", help="of input and result (default: NCHW)")
-    add("--threads", type=_positive, default=runtime.get_num_threads(), metavar="N", help="(default: %(default)s)")
+    add("--threads", type=_positive, default=runtime.get_num_threads(), metavar="N", help="of each library (default: %(default)s)")
     add("--peers", type=_names, metavar="LIST", help=f"some of {','.join(PEERS)} (default: all that are installed)")
     add(
         "--layers",
@@ -153,8 +153,9 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
 
 
 def line(name: str, cells: Sequence[str]) -> str:
-    """Return a line of the table."""
-    return f"{name:<25}" + "".join(f"{cell:>{6 if 0 < i < 4 else 7}}" for i, cell in enumerate(cells))
+    """Return a line of the table; on a narrow terminal the name has one of its own."""
+    row = "".join(f"{cell:>{6 if 0 < i < 4 else 7}}" for i, cell in enumerate(cells))
+    return f"{name:<25}{row}" if 25 + len(row) <= terminal_width() else f"{name}\n{row}"
 
 
 def figures(
