@@ -45,7 +45,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--layout", choices=LAYOUTS, default="NCHW", help="of input and result (default: NCHW)")
-    add("--threads", type=_positive, default=runtime.get_num_threads(), metavar="N", help="of each library (default: %(default)s)")
+    add(
+        "--threads",
+        type=_positive,
+        default=runtime.get_num_threads(),
+        metavar="N",
+        help="of each library (default: %(default)s)",
+    )
     add("--peers", type=_names, metavar="LIST", help=f"some of {','.join(PEERS)} (default: all that are installed)")
     add(
         "--layers",
