@@ -1,6 +1,7 @@
 """Builds pwconv._engine: Cython for the loops, one C file per instruction set, each compiled with its own flags.
 
-Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); CC chooses the compiler (GCC 11+ or Clang 14+; on
+Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); PWCONV_EMULATE_AMX=1 puts C in place of AMX's
+instructions, to test on machines with AVX-512 what uses them; CC chooses the compiler (GCC 11+ or Clang 14+; on
 Windows it is clang-cl); LIBOMP_PREFIX is where macOS has libomp; CFLAGS=-g keeps what a debugger wants to know.
 """
 
@@ -18,12 +19,17 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+if os.environ.get("PWCONV_EMULATE_AMX") == "1":
+    COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/isa_baseline.c": [],
         "pyx/isa_avx2.c": ["-mavx2", "-mfma"],
-        "pyx/isa_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+        "pyx/isa_avx512.c": AVX512,
+        "pyx/unit_avx512_bf16.c": [*AVX512, "-mavx512bf16"],
+        "pyx/unit_amx.c": [*AVX512, "-mamx-tile", "-mamx-bf16"],
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {"pyx/isa_neon.c": ["-fno-schedule-insns"]},

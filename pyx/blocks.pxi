@@ -6,6 +6,29 @@
 
 cdef enum:
     SCRATCH_PAD = 32               # floats after each line of a scratch map: room for whole vectors, and uneven lines
+    BEHIND_PANELS = 2048           # bytes: tiles of matrix units are read whole, whatever lies behind their last row
+    CUT_DEPTH = 64                 # in channels that are cut into pieces at a time
+    CUT_COLUMNS = 32               # rows that are cut at a time where they are read row by row
+
+
+cdef struct Exact:
+    # A tile that is computed in float32 instead.
+    float lanes[SUM_BLOCK * MAX_LANES]
+    float rows[SUM_BLOCK * MAX_ROWS]
+    float partial[MAX_ROWS * MAX_LANES]
+
+
+cdef union Staging:
+    float columns[(CUT_DEPTH + ROW_PAD) * MAX_LANES]   # to be cut into pieces
+    Exact exact
+
+
+cdef struct Weights:
+    # A matrix of weights as it lies in memory, and its bias.
+    const char* data
+    Py_ssize_t out_step, in_step   # bytes
+    Py_ssize_t outs, depth         # out channels of all groups, in channels of one
+    const char* bias               # NULL: none
 
 
 cdef struct Step:
@@ -21,6 +44,9 @@ cdef struct Step:
     FeatureMap residual            # data is NULL where there is none
     const float* weights           # packed as the plan wants them
     Py_ssize_t group_weights       # floats from group to group
+    const uint32_t* odd_outs       # out channels whose weights cannot be told in pieces: not zero
+    Weights raw
+    int precision
     const float* bias              # tables of channel_pitch floats a group, so that whole vectors can be loaded
     const float* scale
     Py_ssize_t channel_pitch
@@ -66,7 +92,7 @@ cdef struct Program:
     Head head
     Py_ssize_t pixels              # in a span
     Schedule schedule
-    size_t strips_at, panels_at, partial_at, residual_at, head_at, thread_bytes
+    size_t strips_at, panels_at, partial_at, residual_at, odd_at, staging_at, head_at, thread_bytes
 
 
 cdef struct Strip:
@@ -87,6 +113,8 @@ cdef struct Block:
     float* panels
     float* partial                 # one tile's sums, or all tiles' of a block
     float* residual
+    uint32_t* odd                  # pixels that cannot be told in pieces: not zero
+    Staging* staging               # what is cut into pieces, or multiplied in float32 instead
 
 
 cdef inline size_t aligned(size_t size) noexcept nogil:
@@ -99,7 +127,7 @@ cdef inline Py_ssize_t row_floats(Py_ssize_t depth) noexcept nogil:
 
 
 cdef inline Py_ssize_t tile_floats(const Plan* p) noexcept nogil:
-    return p.isa.rows[p.vectors] * p.vectors * p.isa.lanes
+    return p.unit.rows[p.vectors] * p.vectors * p.unit.lanes
 
 
 cdef void place_scratch_map(Step* step, Py_ssize_t pixels, Py_ssize_t pixel_block) noexcept nogil:
@@ -121,7 +149,7 @@ cdef void place_scratch_map(Step* step, Py_ssize_t pixels, Py_ssize_t pixel_bloc
 
 cdef void lay_out(Program* g) noexcept nogil:
     """Divides a thread's scratch memory: what steps use one after the other is shared, scratch maps are not."""
-    cdef size_t strips = 0, panels = 0, partial = 0, residual = 0, at
+    cdef size_t strips = 0, panels = 0, partial = 0, residual = 0, odd = 0, staging = 0, at
     cdef Py_ssize_t pixels = g.schedule.pixel_block, tiles, i
     cdef const Plan* p
     cdef Step* step
@@ -135,16 +163,22 @@ cdef void lay_out(Program* g) noexcept nogil:
         tiles = side.tiles * ceil_div(p.out_side.tiles, p.out_blocks) if p.depth_block < step.depth else 1
         strips = max(strips, side.tiles * sizeof(Strip))
         if p.pixels_on_lanes:
-            panels = max(panels, side.tiles * p.vectors * p.isa.lanes * p.depth_block * sizeof(float))
+            panels = max(panels, (side.tiles * p.vectors * p.unit.lanes * column_floats(p.unit, p.depth_block)
+                                  * sizeof(float)))
         else:
-            panels = max(panels, pixels * row_floats(p.depth_block) * sizeof(float))
+            panels = max(panels, pixels * row_floats(column_floats(p.unit, p.depth_block)) * sizeof(float))
+        if p.unit.pieces:
+            odd = max(odd, (pixels + MAX_LANES) * sizeof(uint32_t))
+            staging = max(staging, sizeof(Staging))
         partial = max(partial, tiles * tile_floats(p) * sizeof(float))
         residual = max(residual, tile_floats(p) * sizeof(float))
     g.strips_at = 0
     g.panels_at = aligned(strips)
-    g.partial_at = g.panels_at + aligned(panels)
+    g.partial_at = g.panels_at + aligned(panels) + BEHIND_PANELS
     g.residual_at = g.partial_at + aligned(partial)
-    at = g.residual_at + aligned(residual)
+    g.odd_at = g.residual_at + aligned(residual)
+    g.staging_at = g.odd_at + aligned(odd)
+    at = g.staging_at + aligned(staging)
     for i in range(g.count):
         step = &g.steps[i]
         if step.y_is_scratch:
@@ -158,8 +192,8 @@ cdef void lay_out(Program* g) noexcept nogil:
     g.thread_bytes = at
 
 
-cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t width,
-                      float* dst) noexcept nogil:
+cdef void gather_pixels(const Step* t, const Block* b, bint by_rows, Py_ssize_t pixel, Py_ssize_t count,
+                        Py_ssize_t width, float* dst) noexcept nogil:
     """Copies `count` pixels from `pixel` on into panels `width` pixels wide (row by row: rows `width` floats long)."""
     cdef pack_t pack
     cdef Run run
@@ -175,7 +209,7 @@ cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_
             pack.depth = min(x.channels - (channel + done - start), b.depth - done)
             pack.kind = x.kind
             pack.channel_step = x.channel_step
-            pack.dst = dst + (done if t.plan.rowwise else done * width)
+            pack.dst = dst + (done if by_rows else done * width)
             pack.scale = pack.shift = NULL
             if t.in_scale != NULL:
                 pack.scale = t.in_scale + b.span * t.in_scale_span + channel + done
@@ -186,7 +220,7 @@ cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_
                 pack.src = run.at + b.span * x.span_step + (channel + done - start) * x.channel_step
                 pack.step = run.step
                 pack.count = min(run.count, count - pack.at)
-                if t.plan.rowwise:
+                if by_rows:
                     t.plan.isa.pack_rows(&pack)
                 else:
                     t.plan.isa.pack(&pack)
@@ -195,16 +229,102 @@ cdef void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_
         start += x.channels
 
 
+cdef inline bint cuts_rows(const Plan* p, bint rows, Py_ssize_t channel_step) noexcept nogil:
+    """Are columns cut into pieces one after the other, or channels?"""
+    cdef Py_ssize_t together = p.unit.together[rows]
+    if rows and p.rowwise:
+        return True
+    # Where channels lie side by side they are read so if as many stay together as fill a vector.
+    return together > 4 or (together >= p.unit.lanes and channel_step == sizeof(float))
+
+
+cdef void cut(const Plan* p, bint rows, bint by_rows, const char* src, Py_ssize_t step, Py_ssize_t channel_step,
+              Py_ssize_t columns, Py_ssize_t depth, Py_ssize_t width, float* panel, Py_ssize_t column,
+              Py_ssize_t channel, uint32_t* odd) noexcept nogil:
+    """Cuts a rectangle of float32 into pieces, at a column and a channel of a panel of rows or lanes.
+
+    `width`: the panel's columns; the floats of a row where it is read row by row. `odd`: one for each column.
+    """
+    cdef split_t s
+    s.src = src
+    s.step = step
+    s.channel_step = channel_step
+    s.columns = columns
+    s.depth = depth
+    s.by_rows = by_rows
+    s.room = ceil_div(depth, p.unit.channels) * p.unit.channels
+    s.odd = odd
+    if rows and p.rowwise:
+        s.together = s.room
+        s.column_step = width * sizeof(float)
+        s.pitch = s.apart = 0
+        s.dst = <char*> (panel + column * width) + channel * sizeof(uint16_t)
+    else:
+        s.together = p.unit.together[rows]
+        s.column_step = s.together * sizeof(uint16_t)
+        s.apart = width * s.column_step
+        s.pitch = p.unit.pieces * s.apart
+        s.dst = <char*> panel + channel // s.together * s.pitch + column * s.column_step
+    p.unit.split(&s)
+
+
+cdef void cut_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t width,
+                     float* dst) noexcept nogil:
+    """pack_pixels() for a unit that multiplies pieces."""
+    cdef const Plan* p = &t.plan
+    cdef bint rows = not p.pixels_on_lanes
+    cdef bint by_rows = cuts_rows(p, rows, b.x.channel_step)
+    cdef bint in_place = b.x_parts == 1 and b.x.kind == KIND_FLOAT32 and t.in_scale == NULL
+    cdef Py_ssize_t panel = width * column_floats(p.unit, b.depth), channel = 0, channel_step, done, n
+    cdef Py_ssize_t at_once = CUT_COLUMNS if p.rowwise else width
+    cdef Block some = b[0]
+    cdef Run run
+    # Some channels of all panels, then the next ones: so a map is read in long runs.
+    while channel < b.depth:
+        some.channel = b.channel + channel
+        some.depth = min(<Py_ssize_t> CUT_DEPTH, b.depth - channel)
+        done = 0
+        while done < count:
+            n = min(at_once - done % at_once, count - done)
+            run = run_from(b.x, pixel + done)
+            if in_place and (b.x.channel_step if by_rows else run.step) == sizeof(float):
+                n = min(n, run.count)
+                run.at += b.span * b.x.span_step + (b.group * t.depth + some.channel) * b.x.channel_step
+                channel_step = b.x.channel_step
+            else:
+                gather_pixels(t, &some, by_rows, pixel + done, n, CUT_DEPTH + ROW_PAD if by_rows else n,
+                              b.staging.columns)
+                run.at = <char*> b.staging.columns
+                run.step = (CUT_DEPTH + ROW_PAD if by_rows else 1) * sizeof(float)
+                channel_step = (1 if by_rows else n) * sizeof(float)
+            cut(p, rows, by_rows, run.at, run.step, channel_step, n, some.depth, width,
+                dst if p.rowwise else dst + done // width * panel, done if p.rowwise else done % width, channel,
+                &b.odd[pixel + done - b.first])
+            done += n
+        channel += some.depth
+
+
+cdef inline void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t width,
+                             float* dst) noexcept nogil:
+    """Copies `count` pixels from `pixel` on into panels `width` pixels wide (row by row: rows `width` floats long)."""
+    if t.plan.unit.pieces:
+        cut_pixels(t, b, pixel, count, width, dst)
+    else:
+        gather_pixels(t, b, t.plan.rowwise, pixel, count, width, dst)
+
+
 cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
     """Finds, for every pixel tile of a block, where the kernel can read it; packs what it cannot read in place."""
     cdef const Plan* p = &t.plan
     cdef Py_ssize_t offset = b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
-    cdef Py_ssize_t tile, start, count, width, whole
+    cdef Py_ssize_t column = column_floats(p.unit, b.depth), tile, start, count, width, whole
     cdef Strip* strip = b.strips
     cdef float* panel
     cdef Run run
+    if p.unit.pieces and b.channel == 0:
+        memset(b.odd, 0, b.pixels * sizeof(uint32_t))
     if p.packed and p.rowwise:
-        pack_pixels(t, b, b.first, b.pixels, row_floats(b.depth), b.panels)
+        pack_pixels(t, b, b.first, b.pixels, row_floats(column), b.panels)
     elif p.packed and p.pixels_on_lanes:
         whole = b.pixels - b.pixels % b.side.width
         if whole > 0:
@@ -212,12 +332,12 @@ cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
     for tile in range(b.side.tiles):
         start = tile_start(&b.side, tile)
         count = tile_start(&b.side, tile + 1) - start
-        width = vectors_for(p.isa, count) * p.isa.lanes if p.pixels_on_lanes else count
+        width = vectors_for(p.unit, count) * p.unit.lanes if p.pixels_on_lanes else count
         if p.rowwise:
-            width = row_floats(b.depth)
+            width = row_floats(column)
             panel = b.panels + start * width
         else:
-            panel = b.panels + start * b.depth
+            panel = b.panels + start * column
         if not p.packed:
             run = run_from(b.x, b.first + start)
             if run.count >= count and (count == width or b.x.slack or not p.pixels_on_lanes):
@@ -228,7 +348,7 @@ cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
         if not p.packed or not (p.rowwise or count == b.side.width):
             pack_pixels(t, b, b.first + start, count, width, panel)
         strip.at = <char*> panel
-        strip.step = width * sizeof(float)
+        strip.step = width * (sizeof(float) if p.rowwise else step_bytes(p.unit))
         strip += 1
 
 
@@ -263,13 +383,13 @@ cdef void move_tile(const Plan* p, const FeatureMap* m, Py_ssize_t span, bint to
 
 
 cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out,
-                      Py_ssize_t outs, int vectors) noexcept nogil:
+                      Py_ssize_t outs, int vectors, bint finished) noexcept nogil:
     """The end of a tile that its kernel cannot store: any place, and any epilogue unless the kernel did a plain one."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t pitch = vectors * p.isa.lanes
+    cdef Py_ssize_t pitch = vectors * p.unit.lanes
     cdef Py_ssize_t channel = b.group * t.outs + out
     cdef finish_t end
-    if t.plain:
+    if finished:
         move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
         return
     end.sum = sum
@@ -288,6 +408,82 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
     move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
 
 
+cdef bint is_odd(const Step* t, const Block* b, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t lane,
+                 Py_ssize_t lanes) noexcept nogil:
+    """Is there a pixel or an out channel in this tile that cannot be told in pieces?"""
+    cdef bint on_lanes = t.plan.pixels_on_lanes
+    cdef const uint32_t* outs = t.odd_outs + b.group * t.outs
+    cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
+    cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
+    cdef uint32_t odd = 0
+    cdef Py_ssize_t i
+    for i in range(lanes):
+        odd |= odd_lanes[i]
+    for i in range(rows):
+        odd |= odd_rows[i]
+    return odd != 0
+
+
+cdef void mend_tile(const Step* t, const Block* b, float* sum, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t lane,
+                    Py_ssize_t lanes, int vectors) noexcept nogil:
+    """Takes the sums of odd pixels and out channels of a tile from float32, which the whole tile is computed in."""
+    cdef const Plan* p = &t.plan
+    cdef const unit_t* unit = &p.isa.unit
+    cdef bint on_lanes = p.pixels_on_lanes
+    cdef const uint32_t* outs = t.odd_outs + b.group * t.outs
+    cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
+    cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
+    cdef Exact* exact = &b.staging.exact
+    cdef Py_ssize_t width = vectors * unit.lanes, i, j, n
+    cdef Block some = b[0]
+    cdef tile_t tile
+    memset(&tile, 0, sizeof(tile_t))
+    some.channel = 0
+    while True:
+        some.depth = min(<Py_ssize_t> SUM_BLOCK, t.depth - some.channel)
+        gather_side(t, &some, on_lanes, lane, lanes, width, exact.lanes)
+        gather_side(t, &some, not on_lanes, row, rows, rows, exact.rows)
+        tile.first = some.channel == 0
+        tile.steps = some.depth
+        i = 0
+        while i < rows:
+            n = min(<Py_ssize_t> unit.rows[vectors], rows - i)
+            tile.a = tile.ahead = <char*> (exact.rows + i)
+            tile.a_step = rows * sizeof(float)
+            tile.b = <char*> exact.lanes
+            tile.b_step = width * sizeof(float)
+            tile.partial = exact.partial + i * width
+            unit.kernel[0][vectors][n](&tile)
+            i += n
+        some.channel += some.depth
+        if some.channel >= t.depth:
+            break
+    for i in range(rows):
+        for j in range(lanes):
+            if odd_rows[i] or odd_lanes[j]:
+                sum[i * width + j] = exact.partial[i * width + j]
+
+
+cdef void gather_side(const Step* t, const Block* b, bint pixels, Py_ssize_t first, Py_ssize_t count, Py_ssize_t width,
+                      float* dst) noexcept nogil:
+    """Some pixels of a block, or out channels, as float32 in a panel."""
+    cdef pack_t pack
+    if pixels:
+        gather_pixels(t, b, False, b.first + first, count, width, dst)
+        return
+    pack.src = t.raw.data + (b.group * t.outs + first) * t.raw.out_step + b.channel * t.raw.in_step
+    pack.kind = KIND_FLOAT32
+    pack.step = t.raw.out_step
+    pack.channel_step = t.raw.in_step
+    pack.count = count
+    pack.depth = b.depth
+    pack.dst = dst
+    pack.width = width
+    pack.panel = pack.at = 0
+    pack.scale = pack.shift = NULL
+    t.plan.isa.pack(&pack)
+
+
 cdef struct Ahead:
     # What the tiles of a panel fetch for later: the next panel of lanes, shared out among the rows of this one. A line
     # of each channel at a time, all at once in the first where there are few.
@@ -300,7 +496,7 @@ cdef struct Ahead:
 cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, Py_ssize_t lane) noexcept nogil:
     """Chooses what is fetched during a panel of lanes: pixels or weights that come from far, never both."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t bytes = p.vectors * p.isa.lanes * sizeof(float), behind
+    cdef Py_ssize_t bytes = p.vectors * p.unit.lanes * sizeof(float), behind
     cdef Ahead ahead
     cdef Run run
     ahead.at = panel
@@ -309,14 +505,14 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
     ahead.rows = False
     if p.pixels_on_lanes:
         # Pixels behind this tile; those of the next block where this block's are packed already.
-        behind = b.pixels if p.packed else p.tiles_ahead * p.vectors * p.isa.lanes
+        behind = b.pixels if p.packed else p.tiles_ahead * p.vectors * p.unit.lanes
         run = run_from(b.x, b.first + lane + behind)
         if run.count > 0 and run.step == sizeof(float):
             ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
             ahead.step = b.x.channel_step
             ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
     elif p.packed or t.depth * t.outs * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2] // 2:
-        ahead.at = panel + t.depth * bytes
+        ahead.at = panel + column_floats(p.unit, t.depth) * bytes
         ahead.step = bytes
         ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
     else:
@@ -334,7 +530,7 @@ cdef inline void fetch_ahead(const Block* b, const Plan* p, const Ahead* ahead, 
         tile.ahead = b.strips[row_tile + 1].at
         tile.ahead_step = tile.a_step
         if p.rowwise:
-            tile.ahead_step = p.isa.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
+            tile.ahead_step = p.unit.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
     elif ahead.lines and (row_tiles >= ahead.lines or row_tile == 0):
         tile.ahead = ahead.at + line * 64
         tile.ahead_step = ahead.step
@@ -344,7 +540,7 @@ cdef inline void fetch_ahead(const Block* b, const Plan* p, const Ahead* ahead, 
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     """All tiles of a block, for some of its channels: a panel of lanes stays in the first cache, rows stream by."""
     cdef const Plan* p = &t.plan
-    cdef const isa_t* isa = p.isa
+    cdef const unit_t* unit = p.unit
     cdef bint on_lanes = p.pixels_on_lanes
     cdef const Side* lane_side = &b.side if on_lanes else &p.out_side
     cdef const Side* row_side = &p.out_side if on_lanes else &b.side
@@ -356,16 +552,17 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     cdef const float* bias = t.bias + b.group * t.channel_pitch
     cdef Py_ssize_t y_offset = b.span * b.y.span_step + b.group * t.outs * b.y.channel_step
     cdef Py_ssize_t partial_step = tile_floats(p) if p.depth_block < t.depth else 0
+    cdef Py_ssize_t column = column_floats(unit, t.depth)
     cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows, line
     cdef float* partial = b.partial
     cdef bint whole                # may the kernel store rows of lanes where they belong?
-    cdef bint stored
+    cdef bint stored, odd
     cdef Ahead ahead
     cdef tile_t tile
     cdef int vectors
     cdef Run run
     run.at = NULL
-    tile.depth = b.depth
+    tile.steps = ceil_div(b.depth, unit.channels)
     tile.first = b.channel == 0
     tile.last = b.channel + b.depth == t.depth
     tile.bias_on_lanes = not on_lanes
@@ -374,17 +571,17 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     for lane_tile in range(first_lane_tile, end_lane_tile):
         lane = tile_start(lane_side, lane_tile)
         lanes = tile_start(lane_side, lane_tile + 1) - lane
-        vectors = p.vectors if lanes == lane_side.width else vectors_for(isa, lanes)
-        width = vectors * isa.lanes
-        whole = tile.last and t.plain and (lanes > width - isa.lanes or b.y.slack)
+        vectors = p.vectors if lanes == lane_side.width else vectors_for(unit, lanes)
+        width = vectors * unit.lanes
+        whole = tile.last and t.plain and (lanes > width - unit.lanes or b.y.slack)
         if on_lanes:
             tile.b = b.strips[lane_tile].at
             tile.b_step = b.strips[lane_tile].step
             run = run_from(b.y, b.first + lane)
             whole = whole and run.count >= lanes and run.step == sizeof(float)
         else:
-            tile.b_step = width * sizeof(float)
-            tile.b = <const char*> (weights + lane * t.depth + b.channel * width)
+            tile.b_step = width * step_bytes(unit)
+            tile.b = <const char*> (weights + lane * column + column_floats(unit, b.channel) * width)
             whole = whole and b.y.channel_step == sizeof(float)
             tile.bias = bias + lane
         ahead = look_ahead(t, b, tile.b, lane)
@@ -395,8 +592,8 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
             tile.y = NULL
             tile.lanes = width if b.y.slack else lanes
             if on_lanes:
-                tile.a_step = rows * sizeof(float)
-                tile.a = <const char*> (weights + row * t.depth + b.channel * rows)
+                tile.a_step = rows * step_bytes(unit)
+                tile.a = <const char*> (weights + row * column + column_floats(unit, b.channel) * rows)
                 tile.bias = bias + row
                 if whole:
                     tile.y = run.at + y_offset + row * b.y.channel_step
@@ -411,19 +608,27 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
                         tile.y_step = run.step
             fetch_ahead(b, p, &ahead, &tile, row_tile - first_row_tile, end_row_tile - first_row_tile, line)
             line = line + 1 if line + 1 < ahead.lines else 0
+            tile.rows = rows
+            tile.a_apart = rows * unit.together[1] * sizeof(uint16_t)
+            tile.b_apart = width * unit.together[0] * sizeof(uint16_t)
             tile.partial = partial
             partial += partial_step
+            odd = unit.pieces and tile.last and is_odd(t, b, row, rows, lane, lanes)
+            if odd:
+                tile.y = NULL
             stored = tile.y != NULL
-            if tile.last and t.plain and not stored:
+            if tile.last and t.plain and not stored and not odd:
                 tile.y = <char*> tile.partial
                 tile.y_step = width * sizeof(float)
                 tile.lanes = width
-            isa.kernel[p.rowwise][vectors][rows](&tile)
+            unit.kernel[p.rowwise][vectors][rows](&tile)
+            if odd:
+                mend_tile(t, b, tile.partial, row, rows, lane, lanes, vectors)
             if tile.last and not stored:
                 if on_lanes:
-                    finish_tile(t, b, tile.partial, b.first + lane, lanes, row, rows, vectors)
+                    finish_tile(t, b, tile.partial, b.first + lane, lanes, row, rows, vectors, t.plain and not odd)
                 else:
-                    finish_tile(t, b, tile.partial, b.first + row, rows, lane, lanes, vectors)
+                    finish_tile(t, b, tile.partial, b.first + row, rows, lane, lanes, vectors, t.plain and not odd)
             row += rows
 
 
@@ -568,6 +773,8 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
     b.panels = <float*> (memory + g.panels_at)
     b.partial = <float*> (memory + g.partial_at)
     b.residual = <float*> (memory + g.residual_at)
+    b.odd = <uint32_t*> (memory + g.odd_at)
+    b.staging = <Staging*> (memory + g.staging_at)
     b.y = NULL
     for i in range(g.count):
         step = &g.steps[i]
@@ -589,54 +796,116 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
         run_head(g, &b, memory)
 
 
+cdef uint64_t enter(const Program* g) noexcept nogil:
+    """What a thread needs around its work; returns what leave() needs to put everything back."""
+    cdef int i
+    for i in range(g.count):
+        if g.steps[i].outs and g.steps[i].plan.unit.enter != NULL:
+            g.steps[i].plan.unit.enter()
+            break
+    return pwconv_float_enter()
+
+
+cdef void leave(const Program* g, uint64_t before) noexcept nogil:
+    cdef int i
+    for i in range(g.count):
+        if g.steps[i].outs and g.steps[i].plan.unit.leave != NULL:
+            g.steps[i].plan.unit.leave()
+            break
+    pwconv_float_leave(before)
+
+
 cdef void run_program(const Program* g, char* memory) noexcept nogil:
     """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before = 0
     cdef Py_ssize_t unit
     if g.schedule.threads == 1:
-        before = pwconv_float_enter()
+        before = enter(g)
         for unit in range(g.schedule.units):
             run_unit(g, unit, memory)
-        pwconv_float_leave(before)
+        leave(g, before)
         return
     pwconv_let_workers_sleep()
     with parallel(num_threads=g.schedule.threads):
-        before = pwconv_float_enter()
+        before = enter(g)
         for unit in prange(g.schedule.units, schedule="dynamic"):
             run_unit(g, unit, memory + omp_get_thread_num() * g.thread_bytes)
-        pwconv_float_leave(before)
+        leave(g, before)
 
 
 cdef Py_ssize_t packed_floats(const Plan* p, Py_ssize_t depth) noexcept nogil:
     """Floats of a group's packed weights."""
     cdef const Side* side = &p.out_side
-    cdef Py_ssize_t last
-    if p.pixels_on_lanes:
-        return side.n * depth
-    last = tile_start(side, side.tiles - 1)
-    return (last + vectors_for(p.isa, side.n - last) * p.isa.lanes) * depth
+    cdef Py_ssize_t columns = side.n, last
+    if not p.pixels_on_lanes:
+        last = tile_start(side, side.tiles - 1)
+        columns = last + vectors_for(p.unit, side.n - last) * p.unit.lanes
+    return columns * column_floats(p.unit, depth)
 
 
-cdef void pack_weights(const Plan* p, const char* weights, Py_ssize_t out_step, Py_ssize_t in_step,
-                       Py_ssize_t depth, Py_ssize_t groups, float* dst) noexcept nogil:
+cdef size_t packed_bytes(const Plan* p, Py_ssize_t depth, Py_ssize_t groups) noexcept nogil:
+    """Bytes of all packed weights; behind them where pieces are used, which out channels are odd."""
+    cdef size_t bytes = packed_floats(p, depth) * groups * sizeof(float)
+    if p.unit.pieces:
+        bytes += BEHIND_PANELS + (groups * p.out_side.n + MAX_LANES) * sizeof(uint32_t)
+    return aligned(bytes)
+
+
+cdef uint32_t* odd_outs(const Plan* p, Py_ssize_t depth, Py_ssize_t groups, const float* packed) noexcept nogil:
+    """Where packed weights have a mark for each out channel whose weights pieces cannot stand for; NULL: nowhere."""
+    if p.unit.pieces == 0:
+        return NULL
+    return <uint32_t*> (<char*> (packed + packed_floats(p, depth) * groups) + BEHIND_PANELS)
+
+
+cdef void pack_weights(const Plan* p, const Weights* w, Py_ssize_t groups, float* dst) noexcept nogil:
     """Weights as panels [group][out tile][in channel][out channel]; what pads the last tile of lanes is zero."""
-    cdef Py_ssize_t group_floats = packed_floats(p, depth)
-    cdef Py_ssize_t group, tile, out
+    cdef Py_ssize_t group_floats = packed_floats(p, w.depth), column = column_floats(p.unit, w.depth)
+    cdef Py_ssize_t group, tile, out, first
+    cdef uint32_t* odd = odd_outs(p, w.depth, groups, dst)
     cdef pack_t pack
     pack.kind = KIND_FLOAT32
-    pack.step = out_step
-    pack.channel_step = in_step
-    pack.depth = depth
+    pack.step = w.out_step
+    pack.channel_step = w.in_step
+    pack.depth = w.depth
     pack.panel = 0
     pack.at = 0
     pack.scale = pack.shift = NULL
+    if odd != NULL:
+        memset(odd, 0, (groups * p.out_side.n + MAX_LANES) * sizeof(uint32_t))
     for group in range(groups):
         for tile in range(p.out_side.tiles):
             out = tile_start(&p.out_side, tile)
+            first = group * p.out_side.n + out
             pack.count = tile_start(&p.out_side, tile + 1) - out
-            pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.isa, pack.count) * p.isa.lanes
-            pack.src = weights + (group * p.out_side.n + out) * out_step
-            pack.dst = dst + group * group_floats + out * depth
+            pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.unit, pack.count) * p.unit.lanes
+            pack.src = w.data + first * w.out_step
+            pack.dst = dst + group * group_floats + out * column
             if pack.count < pack.width:
-                memset(pack.dst, 0, pack.width * depth * sizeof(float))
+                memset(pack.dst, 0, pack.width * column * sizeof(float))
+            if p.unit.pieces:
+                cut_weights(p, &pack, odd + first)
+            else:
+                p.isa.pack(&pack)
+
+
+cdef void cut_weights(const Plan* p, const pack_t* panel, uint32_t* odd) noexcept nogil:
+    """A panel of weights in pieces."""
+    cdef bint by_rows = cuts_rows(p, p.pixels_on_lanes, panel.channel_step)
+    cdef float staging[(CUT_DEPTH + ROW_PAD) * MAX_LANES]
+    cdef Py_ssize_t channel = 0
+    cdef pack_t pack = panel[0]
+    pack.dst = staging
+    pack.width = pack.panel = CUT_DEPTH + ROW_PAD if by_rows else pack.count
+    while channel < panel.depth:
+        pack.src = panel.src + channel * panel.channel_step
+        pack.depth = min(<Py_ssize_t> CUT_DEPTH, panel.depth - channel)
+        if by_rows:
+            p.isa.pack_rows(&pack)
+            cut(p, p.pixels_on_lanes, True, <char*> staging, pack.width * sizeof(float), sizeof(float), pack.count,
+                pack.depth, panel.width, panel.dst, 0, channel, odd)
+        else:
             p.isa.pack(&pack)
+            cut(p, p.pixels_on_lanes, False, <char*> staging, sizeof(float), pack.width * sizeof(float), pack.count,
+                pack.depth, panel.width, panel.dst, 0, channel, odd)
+        channel += pack.depth

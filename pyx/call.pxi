@@ -147,7 +147,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
 
     # Memory for all that is made for this call only, then the call.
     cdef size_t at = program.schedule.threads * program.thread_bytes
-    cdef size_t weight_bytes = aligned(step.group_weights * groups * sizeof(float))
+    cdef size_t weight_bytes = packed_bytes(&step.plan, step.depth, groups)
     cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
     cdef size_t bytes = at
     if layer is None:
@@ -160,9 +160,8 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
-        pack_weights(&step.plan, weights.data, weights.out_step, weights.in_step, step.depth, groups,
-                     <float*> (data + at))
-        step.weights = <const float*> (data + at)
+        pack_weights(&step.plan, &weights, groups, <float*> (data + at))
+        use_weights(&step, <const float*> (data + at))
         at += weight_bytes
         step.bias = fill_tables(NULL, weights.bias, 0.0, groups, step.outs, data, &at, NULL)
         step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)
@@ -219,6 +218,8 @@ cdef void read_input(Step* step, Recipe recipe, Input* x, bint apart) noexcept:
 
 cdef void describe_step(Step* step, Recipe recipe, const Weights* weights) noexcept:
     """What a step takes from its layer's constructor arguments."""
+    step.raw = weights[0]
+    step.precision = recipe.precision
     step.depth = weights.depth
     step.groups = recipe.groups
     step.outs = weights.outs // recipe.groups
@@ -238,6 +239,7 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     cdef const PlanSlot* slot
     cdef Problem p
     p.isa = active_isa
+    p.precision = step.precision
     p.threads = threads
     p.thread_cycles = cycles_per_thread()
     p.spans = spans
@@ -261,10 +263,16 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     schedule[0] = slot.schedule
 
 
+cdef void use_weights(Step* step, const float* packed) noexcept:
+    """Points a planned step to its packed weights."""
+    step.weights = packed
+    step.odd_outs = odd_outs(&step.plan, step.depth, step.groups, packed)
+
+
 cdef Memory use_layer(Step* step, Layer layer):
     """Points a planned step to its layer's tables and packed weights, and returns what must be kept meanwhile."""
     cdef Memory packed = layer.packed_for(&step.plan)
-    step.weights = <const float*> packed.data
+    use_weights(step, <const float*> packed.data)
     step.bias = <const float*> layer.tables.data
     step.scale = step.bias + step.groups * step.channel_pitch
     return packed

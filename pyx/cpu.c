@@ -3,18 +3,39 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What may be used up to a named instruction set: its record, and units that are faster where less is asked for. */
+typedef struct {
+    const char *name;
+    const isa_t *isa;
+    const unit_t *unit[PRECISIONS];
+} level_t;
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <xmmintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 extern const isa_t pwconv_isa_baseline, pwconv_isa_avx2, pwconv_isa_avx512;
-static const isa_t *const built[] = {&pwconv_isa_baseline, &pwconv_isa_avx2, &pwconv_isa_avx512};
+extern const unit_t pwconv_unit_avx512_bf16, pwconv_unit_amx_1, pwconv_unit_amx_2;
+
+enum { BASELINE, AVX2, AVX512, AVX512_BF16, AMX };
+static const level_t built[] = {
+    [BASELINE] = {"baseline", &pwconv_isa_baseline, {0}},
+    [AVX2] = {"avx2", &pwconv_isa_avx2, {0}},
+    [AVX512] = {"avx512", &pwconv_isa_avx512, {0}},
+    [AVX512_BF16] = {"avx512_bf16", &pwconv_isa_avx512, {[MEDIUM] = &pwconv_unit_avx512_bf16}},
+    [AMX] = {"amx", &pwconv_isa_avx512, {[HIGH] = &pwconv_unit_amx_2, [MEDIUM] = &pwconv_unit_amx_1}},
+};
 
 cpu_facts_t pwconv_cpu_facts(void) {
-    cpu_facts_t facts = {0, 0, 0};
+    cpu_facts_t facts = {0};
     unsigned a, b, c, d;
     if (__get_cpuid(1, &a, &b, &c, &d)) facts.leaf1_ecx = c;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) facts.leaf7_ebx = b;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) facts.leaf7_ebx = b, facts.leaf7_edx = d;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) facts.leaf7_1_eax = a;
     if (facts.leaf1_ecx & bit_OSXSAVE) {
         __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
         facts.xcr0 = (uint64_t)d << 32 | a;
@@ -27,14 +48,40 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
     const uint64_t avx_state = 0x6, avx512_state = 0xe6;
     const uint32_t avx2_leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA;
     const uint32_t avx512_leaf7 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    const uint32_t avx512_bf16_leaf7_1 = 1 << 5;
     const int avx2 = (facts->leaf1_ecx & avx2_leaf1) == avx2_leaf1 && (facts->leaf7_ebx & bit_AVX2) &&
                      (facts->xcr0 & avx_state) == avx_state;
-    if (built[index] == &pwconv_isa_avx2) return avx2;
-    if (built[index] == &pwconv_isa_avx512) {
-        return avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 &&
-               (facts->xcr0 & avx512_state) == avx512_state;
-    }
+    const int avx512 =
+        avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 && (facts->xcr0 & avx512_state) == avx512_state;
+    const int avx512_bf16 = avx512 && (facts->leaf7_1_eax & avx512_bf16_leaf7_1);
+#if defined(PWCONV_EMULATE_AMX)
+    const int amx = avx512;
+#elif defined(__linux__)
+    const uint64_t tile_state = 0x60000;
+    const uint32_t amx_leaf7_edx = 1 << 22 | 1 << 24; /* AMX-BF16, AMX-TILE */
+    const int amx =
+        avx512_bf16 && (facts->leaf7_edx & amx_leaf7_edx) == amx_leaf7_edx && (facts->xcr0 & tile_state) == tile_state;
+#else
+    const int amx = 0;
+#endif
+    return (const int[]){
+        [BASELINE] = 1, [AVX2] = avx2, [AVX512] = avx512, [AVX512_BF16] = avx512_bf16, [AMX] = amx}[index];
+}
+
+/* May this process use the unit? Linux lets one use tiles, whose state is large, only after it has asked. It is asked
+   when tiles are first wanted, since signal handlers need larger stacks from then on. */
+static int allowed(const unit_t *unit) {
+#if defined(__linux__) && !defined(PWCONV_EMULATE_AMX)
+    enum { UNKNOWN, YES, NO };
+    static int tiles = UNKNOWN;
+    const long ask_for_state = 0x1023, tile_data = 18;
+    if (!unit->enter) return 1;
+    if (tiles == UNKNOWN) tiles = syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0 ? YES : NO;
+    return tiles == YES;
+#else
+    (void)unit;
     return 1;
+#endif
 }
 
 /* The deterministic cache parameters: leaf 4 on Intel, 0x8000001d on AMD, in the same format. */
@@ -65,10 +112,15 @@ void pwconv_float_leave(uint64_t before) {
 #elif defined(__aarch64__)
 
 extern const isa_t pwconv_isa_neon;
-static const isa_t *const built[] = {&pwconv_isa_neon};
+static const level_t built[] = {{"neon", &pwconv_isa_neon, {0}}};
+
+static int allowed(const unit_t *unit) {
+    (void)unit;
+    return 1;
+}
 
 cpu_facts_t pwconv_cpu_facts(void) {
-    return (cpu_facts_t){0, 0, 0};
+    return (cpu_facts_t){0};
 }
 
 int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
@@ -128,8 +180,20 @@ int pwconv_isa_count(void) {
     return sizeof built / sizeof *built;
 }
 
+const char *pwconv_isa_name(int index) {
+    return built[index].name;
+}
+
 const isa_t *pwconv_isa(int index) {
-    return built[index];
+    return built[index].isa;
+}
+
+const unit_t *pwconv_unit(int index, int precision) {
+    for (int level = index; level >= 0; level--) {
+        const unit_t *unit = built[level].unit[precision];
+        if (unit && allowed(unit)) return unit;
+    }
+    return &built[index].isa->unit;
 }
 
 const char *pwconv_compiler(void) {

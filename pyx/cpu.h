@@ -6,15 +6,18 @@
 
 /* What CPUID and XGETBV say on x86; unused elsewhere. Tests make up their own. */
 typedef struct {
-    uint32_t leaf1_ecx, leaf7_ebx;
+    uint32_t leaf1_ecx, leaf7_ebx, leaf7_edx, leaf7_1_eax;
     uint64_t xcr0;
 } cpu_facts_t;
 
 cpu_facts_t pwconv_cpu_facts(void);
 
-/* The instruction sets of this build, slowest first. */
+/* The instruction sets of this build, slowest first. One that only adds a unit shares the record of the one before. */
 int pwconv_isa_count(void);
+const char *pwconv_isa_name(int index);
 const isa_t *pwconv_isa(int index);
+/* The fastest unit of an instruction set that is so exact. */
+const unit_t *pwconv_unit(int index, int precision);
 int pwconv_isa_supported(int index, const cpu_facts_t *facts);
 
 /* Bytes of the caches that one core sees, level 1 (data) to 3; 0 where unknown. */

@@ -19,7 +19,7 @@ from cpython.exc cimport PyErr_Clear
 from cpython.long cimport PyLong_CheckExact
 from cython.parallel cimport parallel, prange
 from libc.math cimport INFINITY
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset, strchr
 
@@ -33,7 +33,12 @@ cdef extern from "Python.h":
 cdef extern from "isa.h" nogil:
     enum:
         SUM_BLOCK
+        MAX_ROWS
         MAX_VECTORS
+        MAX_LANES
+        HIGHEST
+        HIGH
+        MEDIUM
         ACT_NONE
         ACT_CLIP
         KIND_FLOAT32
@@ -51,7 +56,7 @@ cdef extern from "isa.h" nogil:
     ctypedef struct tile_t:
         const char* a
         const char* b
-        Py_ssize_t a_step, b_step, depth
+        Py_ssize_t a_step, b_step, a_apart, b_apart, rows, steps
         bint first, last
         float* partial
         const char* ahead
@@ -62,6 +67,14 @@ cdef extern from "isa.h" nogil:
         const float* bias
         bint bias_on_lanes
         float low, high
+
+    ctypedef struct split_t:
+        const char* src
+        Py_ssize_t step, channel_step, columns, depth
+        bint by_rows
+        char* dst
+        Py_ssize_t together, column_step, pitch, apart, room
+        uint32_t* odd
 
     ctypedef struct pack_t:
         const char* src
@@ -103,11 +116,19 @@ cdef extern from "isa.h" nogil:
 
     ctypedef void (*tile_kernel)(const tile_t*) noexcept nogil
 
-    ctypedef struct isa_t:
+    ctypedef struct unit_t:
         const char* name
-        int lanes
+        int pieces, lanes, channels
+        int together[2]
+        int halves
         int rows[7]
-        tile_kernel kernel[2][7][15]
+        tile_kernel kernel[2][7][33]
+        void (*split)(const split_t*) noexcept nogil
+        void (*enter)() noexcept nogil
+        void (*leave)() noexcept nogil
+
+    ctypedef struct isa_t:
+        unit_t unit
         void (*pack)(const pack_t*) noexcept nogil
         void (*pack_rows)(const pack_t*) noexcept nogil
         void (*finish)(const finish_t*) noexcept nogil
@@ -122,12 +143,14 @@ cdef extern from "isa.h" nogil:
 
 cdef extern from "cpu.h" nogil:
     ctypedef struct cpu_facts_t:
-        uint32_t leaf1_ecx, leaf7_ebx
+        uint32_t leaf1_ecx, leaf7_ebx, leaf7_edx, leaf7_1_eax
         uint64_t xcr0
 
     cpu_facts_t pwconv_cpu_facts()
     int pwconv_isa_count()
+    const char* pwconv_isa_name(int index)
     const isa_t* pwconv_isa(int index)
+    const unit_t* pwconv_unit(int index, int precision)
     bint pwconv_isa_supported(int index, const cpu_facts_t* facts)
     size_t pwconv_cache_bytes(int level)
     uint64_t pwconv_float_enter()

@@ -1,5 +1,6 @@
 /* What an instruction set offers to the blocked loops of engine.pyx: one record of functions, filled in by one small
-   file per instruction set (isa_*.c) from the templates tile.h, epilogue.h, panel.h and ceilings.h. */
+   file per instruction set (isa_*.c) from the templates tile.h, epilogue.h, panel.h and ceilings.h. What multiplies
+   other numbers than float32 is a unit of its own (unit_*.c), which leaves all else to an instruction set. */
 #ifndef PWCONV_ISA_H
 #define PWCONV_ISA_H
 
@@ -9,10 +10,13 @@
 /* A sum over channels is cut into blocks of this many; see tile.h. Results depend on it, so it is no tuning knob. */
 #define SUM_BLOCK 256
 
-/* Register tiles are ROWS x (VECTORS vectors of lanes); these bound every family of tiles. */
-#define MAX_ROWS 14
+/* Tiles are ROWS x (VECTORS vectors of lanes); these bound every family of tiles. */
+#define MAX_ROWS 32
 #define MAX_VECTORS 6
 #define MAX_LANES (MAX_VECTORS * 16)
+
+/* How exact sums must be: float32, about as exact as that, or bfloat16. */
+enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };
 
 enum activation_code {
     ACT_NONE,
@@ -38,8 +42,9 @@ enum element_kind { KIND_FLOAT32, KIND_UINT8, KIND_INT8, KIND_UINT16, KIND_INT16
 /* One register tile's work. Operand `a` is broadcast (rows), operand `b` is loaded as vectors (lanes). */
 typedef struct {
     const char *a, *b;
-    ptrdiff_t a_step, b_step; /* bytes; b: from channel to channel; a: see tile_kernel */
-    ptrdiff_t depth;          /* channels summed by this call, a multiple of SUM_BLOCK unless `last` */
+    ptrdiff_t a_step, b_step; /* bytes; b: from step to step; a: see unit_t.kernel */
+    ptrdiff_t a_apart, b_apart; /* bytes from piece to piece */
+    ptrdiff_t rows, steps;    /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
     int first, last;          /* does the whole sum start, end in this call? */
     float *partial;           /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
     /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */
@@ -55,6 +60,19 @@ typedef struct {
 } tile_t;
 
 typedef void (*tile_kernel)(const tile_t *);
+
+/* Cuts float32 columns (pixels or out channels) into bfloat16 pieces, laid out as a unit reads them; see pieces.h. */
+typedef struct {
+    const char *src;
+    ptrdiff_t step, channel_step; /* bytes: from column to column, from channel to channel; one of them one float */
+    ptrdiff_t columns, depth;
+    int by_rows; /* it is the channel step */
+    char *dst;
+    ptrdiff_t together;                  /* channels of a column that lie side by side */
+    ptrdiff_t column_step, pitch, apart; /* bytes from these to the next column's, channels', piece's */
+    ptrdiff_t room;                      /* channels in dst: zeros follow the last one */
+    uint32_t *odd;   /* one per column, and room for whole vectors: not zero where pieces cannot stand for a number */
+} split_t;
 
 /* Copies a rectangle of a feature map (or of weights) into panels that the tile reads with unit stride. */
 typedef struct {
@@ -101,13 +119,23 @@ typedef struct {
     int32_t *ranks, *labels; /* scratch and result */
 } resize_t;
 
+/* What multiplies and sums, one register tile at a time. */
 typedef struct {
     const char *name;
-    int lanes;                 /* float32 lanes of a vector */
-    int fused;                 /* multiplies and adds with one rounding */
+    int pieces;                /* bfloat16 numbers that stand for a float32; 0: it is taken as it is */
+    int lanes;                 /* float32 sums in a vector */
+    int channels;              /* in channels that one step of the sum takes in */
+    int together[2];           /* of these, how many lie side by side in a panel: of a lane, of a row */
+    int halves;                /* cycles of a step for each row of a vector, doubled */
     int rows[MAX_VECTORS + 1]; /* tallest tile for each number of vectors; 0: no such tile */
-    /* [0]: a[row + channel * a_step] (panels, channels-first maps); [1]: a[row * a_step + channel] (channels-last) */
+    /* [0]: a[row + step * a_step] (panels, channels-first maps); [1]: a[row * a_step + step] (channels-last), or NULL */
     tile_kernel kernel[2][MAX_VECTORS + 1][MAX_ROWS + 1];
+    void (*split)(const split_t *);
+    void (*enter)(void), (*leave)(void); /* around all use by a thread; or NULL */
+} unit_t;
+
+typedef struct {
+    unit_t unit;                       /* of float32 */
     void (*pack)(const pack_t *);      /* dst[panel][channel][pixel] */
     void (*pack_rows)(const pack_t *); /* dst[pixel][channel]; width is the floats from pixel to pixel */
     void (*finish)(const finish_t *);

@@ -52,4 +52,4 @@ static inline vec gather(const float *from, const int32_t *index) {
 
 #include "isa_table.h"
 
-const isa_t pwconv_isa_avx2 = ISA_RECORD("avx2", 1, 0, 12, 6, 4, 2, 0, 1);
+const isa_t pwconv_isa_avx2 = ISA_RECORD("avx2", 0, 12, 6, 4, 2, 0, 1);

@@ -53,4 +53,4 @@ static inline vec gather(const float *from, const int32_t *index) {
 
 #include "isa_table.h"
 
-const isa_t pwconv_isa_baseline = ISA_RECORD("baseline", 0, 0, 12, 6, 4, 2, 0, 1);
+const isa_t pwconv_isa_baseline = ISA_RECORD("baseline", 0, 12, 6, 4, 2, 0, 1);

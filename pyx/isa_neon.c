@@ -54,4 +54,4 @@ static inline vec gather(const float *from, const int32_t *index) {
 
 #include "isa_table.h"
 
-const isa_t pwconv_isa_neon = ISA_RECORD("neon", 1, 0, 14, 12, 8, 6, 0, 4);
+const isa_t pwconv_isa_neon = ISA_RECORD("neon", 0, 14, 12, 8, 6, 0, 4);

@@ -24,6 +24,7 @@ cdef class Recipe:
     cdef Py_ssize_t groups
     cdef activation_t before, after
     cdef bint on_numpy
+    cdef int precision             # as in isa.h
 
     def __cinit__(self, spec, resolved=None):
         cdef int i
@@ -32,6 +33,7 @@ cdef class Recipe:
         self.before.code, self.before.low, self.before.high = spec.input_activation
         self.after.code, self.after.low, self.after.high = spec.activation
         self.on_numpy = spec.backend == "numpy"
+        self.precision = ("highest", "high", "medium").index(spec.precision)
         if resolved is None:
             if spec.layout in explain().NAMED_LAYOUTS:
                 self.by_rank = {}
@@ -64,14 +66,6 @@ cdef class Recipe:
         return recipe
 
 
-cdef struct Weights:
-    # A matrix of weights as it lies in memory, and its bias.
-    const char* data
-    Py_ssize_t out_step, in_step   # bytes
-    Py_ssize_t outs, depth         # out channels of all groups, in channels of one
-    const char* bias               # NULL: none
-
-
 cdef inline Py_ssize_t channel_pitch(Py_ssize_t channels) noexcept nogil:
     """Floats of a group in a table of one value per channel, with room to load whole vectors at its end."""
     return (channels + 31) & ~<Py_ssize_t> 15
@@ -99,7 +93,7 @@ cdef class Layer:
     cdef Recipe recipe
     cdef Weights weights
     cdef Memory tables             # bias, then ones
-    cdef dict packed               # (instruction set, side, vectors) -> Memory
+    cdef dict packed               # (unit, side, vectors) -> Memory
     cdef Buffers buffers           # of matrix and bias1d, held for life
 
     def __cinit__(self, matrix, bias, spec, *args, **options):
@@ -128,14 +122,13 @@ cdef class Layer:
 
     cdef Memory packed_for(self, const Plan* plan):
         """The weights as the plan wants them; packed when they are first wanted so."""
-        key = (<uintptr_t> plan.isa, plan.pixels_on_lanes, plan.vectors)
+        key = (<uintptr_t> plan.unit, plan.pixels_on_lanes, plan.vectors)
         cdef Memory memory = self.packed.get(key)
         cdef Py_ssize_t groups = self.recipe.groups
         if memory is None:
             memory = Memory()
-            memory.reserve(packed_floats(plan, self.weights.depth) * groups * sizeof(float))
-            pack_weights(plan, self.weights.data, self.weights.out_step, self.weights.in_step, self.weights.depth,
-                         groups, <float*> memory.data)
+            memory.reserve(packed_bytes(plan, self.weights.depth, groups))
+            pack_weights(plan, &self.weights, groups, <float*> memory.data)
             if len(self.packed) >= PACKINGS:
                 self.packed.clear()
             self.packed[key] = memory
@@ -238,8 +231,8 @@ class PlanReport:
         side = pixel_side(p, schedule.pixel_block)
         cdef const Side* rows = &p.out_side if p.pixels_on_lanes else &side
         return cls(
-            isa=p.isa.name.decode(), pixels_on_lanes=bool(p.pixels_on_lanes), packed=bool(p.packed),
-            tile_rows=rows.base + (rows.extra > 0), tile_lanes=p.vectors * p.isa.lanes, depth_block=p.depth_block,
+            isa=p.unit.name.decode(), pixels_on_lanes=bool(p.pixels_on_lanes), packed=bool(p.packed),
+            tile_rows=rows.base + (rows.extra > 0), tile_lanes=p.vectors * p.unit.lanes, depth_block=p.depth_block,
             pixels=pixels, pixel_block=schedule.pixel_block, pixel_blocks=schedule.pixel_blocks,
             groups=step.groups, out_channels=step.outs, out_tiles=p.out_side.tiles, out_blocks=p.out_blocks,
             units=schedule.units, threads=schedule.threads)

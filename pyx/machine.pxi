@@ -42,20 +42,23 @@ cdef size_t[4] cache_bytes
 
 def isa_built():
     """Names of the instruction sets in this build, slowest first."""
-    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count())])
+    return tuple([pwconv_isa_name(i).decode() for i in range(pwconv_isa_count())])
 
 
 def isa_supported(facts=None):
-    """Those of them that this machine has; or one with other facts (CPUID 1 ECX, CPUID 7 EBX, XCR0)."""
+    """Those of them that this machine has; or one with other facts.
+
+    These are, on x86, CPUID 1 ECX, CPUID 7 EBX and EDX, CPUID 7.1 EAX, and XCR0.
+    """
     cdef cpu_facts_t f = pwconv_cpu_facts()
     if facts is not None:
-        f.leaf1_ecx, f.leaf7_ebx, f.xcr0 = facts
-    return tuple([pwconv_isa(i).name.decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
+        f.leaf1_ecx, f.leaf7_ebx, f.leaf7_edx, f.leaf7_1_eax, f.xcr0 = facts
+    return tuple([pwconv_isa_name(i).decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
 
 
 def isa_active():
     """The name of the instruction set in use."""
-    return pwconv_isa(active_isa).name.decode()
+    return pwconv_isa_name(active_isa).decode()
 
 
 def set_isa(name):

@@ -6,6 +6,7 @@
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
+    FEW_OUTS = 24                  # fewer do not pay for cutting pixels into bfloat16
     FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
     MANY_PIXELS = 256              # the same, where weights come from afar for each block
     L1_WAY = 1 << 12               # bytes of one way of the first-level and of the second-level cache: usual ones
@@ -15,7 +16,7 @@ cdef enum:
 
 cdef struct Problem:
     # What a plan depends on; compared byte by byte, so every field is as wide as a Py_ssize_t.
-    Py_ssize_t isa, threads
+    Py_ssize_t isa, precision, threads
     Py_ssize_t thread_cycles       # work that is worth another thread
     Py_ssize_t spans, pixels, groups, depth, outs      # pixels per span; depth and outs per group
     Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run; items between pixels, channels (0: not whole)
@@ -35,6 +36,7 @@ cdef struct Side:
 cdef struct Plan:
     # How one layer's tiles lie.
     const isa_t* isa
+    const unit_t* unit
     bint pixels_on_lanes
     bint packed                    # pixels are copied into panels
     bint rowwise                   # the broadcast operand is read row by row (channels-last pixels)
@@ -66,10 +68,20 @@ cdef inline Py_ssize_t tile_start(const Side* side, Py_ssize_t tile) noexcept no
     return tile * side.base + min(tile, side.extra)
 
 
-cdef inline int vectors_for(const isa_t* isa, Py_ssize_t lanes) noexcept nogil:
+cdef inline Py_ssize_t column_floats(const unit_t* unit, Py_ssize_t depth) noexcept nogil:
+    """The packed size of a column, which is a pixel or an out channel, of so many in channels."""
+    return ceil_div(depth, unit.channels) * unit.channels * unit.pieces // 2 if unit.pieces else depth
+
+
+cdef inline Py_ssize_t step_bytes(const unit_t* unit) noexcept nogil:
+    """What a step of the sum reads of a column."""
+    return column_floats(unit, unit.channels) * sizeof(float)
+
+
+cdef inline int vectors_for(const unit_t* unit, Py_ssize_t lanes) noexcept nogil:
     """The fewest vectors of a tile that hold so many lanes."""
-    cdef int vectors = <int> ceil_div(lanes, isa.lanes)
-    while isa.rows[vectors] == 0:
+    cdef int vectors = <int> ceil_div(lanes, unit.lanes)
+    while unit.rows[vectors] == 0:
         vectors += 1
     return vectors
 
@@ -86,8 +98,8 @@ cdef Side lanes_side(Py_ssize_t n, Py_ssize_t width) noexcept nogil:
 cdef Side pixel_side(const Plan* plan, Py_ssize_t pixels) noexcept nogil:
     """The tiles of so many pixels."""
     if plan.pixels_on_lanes:
-        return lanes_side(pixels, plan.vectors * plan.isa.lanes)
-    return rows_side(pixels, plan.isa.rows[plan.vectors])
+        return lanes_side(pixels, plan.vectors * plan.unit.lanes)
+    return rows_side(pixels, plan.unit.rows[plan.vectors])
 
 
 cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
@@ -104,20 +116,20 @@ cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
 # The cost model, in cycles of a core that starts two vector FMAs and two vector loads in a cycle, each FMA ready after
 # four. Only ratios matter, so one set of constants serves all CPUs.
 
-cdef inline double tile_cycles(Py_ssize_t rows, int vectors, double near) noexcept nogil:
-    """One channel of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache of its lanes."""
-    return max(0.5 * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors) + 0.06 * (rows + vectors) + 0.25
+cdef inline double tile_cycles(const unit_t* unit, Py_ssize_t rows, int vectors, double near) noexcept nogil:
+    """One step of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache of its lanes."""
+    return max(0.5 * unit.halves * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors) + 0.06 * (rows + vectors) + 0.25
 
 
-cdef double column_cycles(const Side* rows, int vectors, double near, double far) noexcept nogil:
-    """One channel of all tiles of a panel of lanes.
+cdef double column_cycles(const unit_t* unit, const Side* rows, int vectors, double near, double far) noexcept nogil:
+    """One step of all tiles of a panel of lanes.
 
     `near`: cycles that a vector of lanes takes to come for each tile; `far`: for the first one. It is fetched ahead
     during the panel before, or during its first tile only where there are few (see fetch_ahead).
     """
-    cdef double first = tile_cycles(rows.base + (rows.extra > 0), vectors, near)
-    cdef double all = (rows.extra * tile_cycles(rows.base + 1, vectors, near)
-                       + (rows.tiles - rows.extra) * tile_cycles(rows.base, vectors, near))
+    cdef double first = tile_cycles(unit, rows.base + (rows.extra > 0), vectors, near)
+    cdef double all = (rows.extra * tile_cycles(unit, rows.base + 1, vectors, near)
+                       + (rows.tiles - rows.extra) * tile_cycles(unit, rows.base, vectors, near))
     return max(all, far * vectors) if rows.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
@@ -136,26 +148,26 @@ cdef bint crowded(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept no
 
 cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     """Expected cycles of the whole layer on one thread."""
-    cdef const isa_t* isa = plan.isa
+    cdef const unit_t* unit = plan.unit
     cdef Side pixels = pixel_side(plan, p.pixels)
     cdef Side outs = plan.out_side
     cdef const Side* lanes = &pixels if plan.pixels_on_lanes else &outs
     cdef const Side* rows = &outs if plan.pixels_on_lanes else &pixels
-    cdef int tail = vectors_for(isa, lanes.n - (lanes.tiles - 1) * lanes.width)
-    cdef size_t vector_bytes = isa.lanes * sizeof(float)
+    cdef int tail = vectors_for(unit, lanes.n - (lanes.tiles - 1) * lanes.width)
+    cdef size_t vector_bytes = unit.lanes * sizeof(float)
     # A panel too big for the first-level cache comes from the second one, at about 30 bytes a cycle; what is too big
     # for that comes from beyond, at about 12.
-    cdef bint big = 4 * plan.depth_block * plan.vectors * vector_bytes > 3 * cache_bytes[1]
+    cdef bint big = 4 * column_floats(unit, plan.depth_block) * plan.vectors * vector_bytes > 3 * cache_bytes[1]
     cdef double near = vector_bytes / 30.0 if big else 0.0
-    cdef double far = vector_bytes / 12.0 if 2 * lanes.n * p.depth * sizeof(float) > cache_bytes[2] else 0.0
-    cdef double channel = ((lanes.tiles - 1) * column_cycles(rows, plan.vectors, near, far)
-                           + column_cycles(rows, tail, near, far))
-    cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, isa.lanes)
-    cdef double vectors_in = <double> p.pixels * p.depth / isa.lanes
-    cdef double cycles = p.depth * channel + 40.0 * lanes.tiles * rows.tiles
+    cdef double far = vector_bytes / 12.0 if 2 * lanes.n * column_floats(unit, p.depth) * sizeof(float) > cache_bytes[2] else 0.0
+    cdef double step = ((lanes.tiles - 1) * column_cycles(unit, rows, plan.vectors, near, far)
+                        + column_cycles(unit, rows, tail, near, far))
+    cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, unit.lanes)
+    cdef double vectors_in = <double> p.pixels * p.depth / unit.lanes
+    cdef double cycles = ceil_div(p.depth, unit.channels) * step + 40.0 * lanes.tiles * rows.tiles
     cdef bint lanes_out = (p.y_step if plan.pixels_on_lanes else p.y_channel_step) == sizeof(float)
     # A tile that is stored where it belongs, or transposed on its way: then in runs as long as it has rows.
-    cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 6.0 * isa.lanes * rows.tiles / rows.n)
+    cycles += vectors_out * ((1.0 if lanes_out else 2.0 + 6.0 * unit.lanes * rows.tiles / rows.n)
                              + (0.0 if p.plain else 5.0))
     if plan.pixels_on_lanes:
         # Lines of different channels lie on different pages: wide tiles visit them less often.
@@ -176,17 +188,17 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     if plan.packed and p.depth > 0:
         # Runs copied, squares transposed, or elements one by one; again for each block of out channels.
         cycles += vectors_in * sums_blocks(p.depth, p.outs, plan, min(p.pixels, cache_room() // plan.depth_block)) * (
-            (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * isa.lanes)
-            + (3.0 if p.transformed else 0.0))
+            (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * unit.lanes)
+            + (3.0 if p.transformed else 0.0) + (6.0 if unit.pieces else 0.0))
     elif not plan.rowwise:
         # Each pass over a strip walks as many lines as it has channels: far apart, and maybe in few sets of the cache.
         cycles += vectors_in * ((rows.tiles if plan.pixels_on_lanes else lanes.tiles) - 1) * (
             4.0 if crowded(p.x_channel_step, plan.depth_block, L2_WAY) else 0.1 if plan.pixels_on_lanes else 0.0)
     if plan.pixels_on_lanes and p.outs * p.depth * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
         # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
-        cycles += <double> p.outs * p.depth / isa.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
+        cycles += <double> p.outs * p.depth / unit.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
     if p.weights_step:
-        cycles += <double> p.outs * p.depth / isa.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
+        cycles += <double> p.outs * p.depth / unit.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
     return cycles * p.groups * p.spans
 
 
@@ -223,12 +235,21 @@ cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
     return p.depth if blocks <= 1 else ceil_div(ceil_div(p.depth, blocks), SUM_BLOCK) * SUM_BLOCK
 
 
+cdef const unit_t* unit_for(const Problem* p) noexcept nogil:
+    """What multiplies: by precision, channels and machine only, so that nothing else changes bits."""
+    cdef const unit_t* unit = pwconv_unit(<int> p.isa, <int> p.precision)
+    if unit.pieces and (p.depth < unit.channels or p.outs < FEW_OUTS):
+        return pwconv_unit(<int> p.isa, HIGHEST)
+    return unit
+
+
 cdef Plan choose_plan(const Problem* p) noexcept nogil:
     """The cheapest of: which side lies on the lanes, how wide a tile, pixels read where they lie or packed."""
     cdef Plan best, plan
     cdef int on_lanes, packed, vectors
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> p.isa)
+    plan.unit = unit_for(p)
     plan.depth_block = choose_depth_block(p)
     plan.out_blocks = 1
     # From memory it takes longer than from a cache.
@@ -237,19 +258,19 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     best = plan
     for on_lanes in range(2):
         for vectors in range(1, MAX_VECTORS + 1):
-            if plan.isa.rows[vectors] == 0:
+            if plan.unit.rows[vectors] == 0:
                 continue
             for packed in range(2):
                 plan.pixels_on_lanes = on_lanes
                 plan.vectors = vectors
                 plan.packed = packed
-                plan.rowwise = not on_lanes and p.x_channel_step == 1
-                if not packed and (p.transformed or p.in_parts or not (plan.rowwise or p.x_step == 1)):
+                plan.rowwise = not on_lanes and p.x_channel_step == 1 and plan.unit.kernel[1][vectors][1] != NULL
+                if not packed and (plan.unit.pieces or p.transformed or p.in_parts or not (plan.rowwise or p.x_step == 1)):
                     continue
                 if on_lanes:
-                    plan.out_side = rows_side(p.outs, plan.isa.rows[vectors])
+                    plan.out_side = rows_side(p.outs, plan.unit.rows[vectors])
                 else:
-                    plan.out_side = lanes_side(p.outs, vectors * plan.isa.lanes)
+                    plan.out_side = lanes_side(p.outs, vectors * plan.unit.lanes)
                 plan.cycles = price(p, &plan)
                 if best.cycles < 0 or plan.cycles < best.cycles:
                     best = plan
@@ -300,9 +321,9 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
 
 cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blocks) noexcept nogil:
     """Pixels of each of so many blocks: whole tiles, so that only the last block has an edge; few rows just evenly."""
-    cdef Py_ssize_t even = ceil_div(pixels, blocks), rows = plan.isa.rows[plan.vectors]
+    cdef Py_ssize_t even = ceil_div(pixels, blocks), rows = plan.unit.rows[plan.vectors]
     if plan.pixels_on_lanes:
-        return ceil_div(even, plan.vectors * plan.isa.lanes) * plan.vectors * plan.isa.lanes
+        return ceil_div(even, plan.vectors * plan.unit.lanes) * plan.vectors * plan.unit.lanes
     return ceil_div(even, rows) * rows if even >= 8 * rows else even
 
 

@@ -1,14 +1,24 @@
 /* The register tile, written once: C[ROWS][VECTORS] += a (broadcast) * b (vector).
 
    An instruction set's file defines LANES, vec, splat(), fmadd(), larger(), smaller(), the interleaves and TILES, and
-   includes all templates through isa_table.h.
-   The order of summation is fixed here and nowhere else: blocks of SUM_BLOCK channels, each one chain of FMAs from +0
-   in channel order; block sums added in ascending order. No edge changes it: tiles are always whole, what lies beyond
-   an edge is dropped when the tile is stored. */
+   includes all templates through isa_table.h. A unit for pairs of bfloat16 defines add_products() as well,
+   which takes two channels to a sum; all else is the same, as such a pair is as wide as a float32.
+   The order of summation is fixed here and nowhere else. Float32: blocks of SUM_BLOCK channels, each one chain of FMAs
+   from +0 in channel order; block sums added in ascending order. Bfloat16, whose own error is larger: one chain.
+   No edge changes it: tiles are always whole, what lies beyond an edge is dropped when the tile is stored. */
 #include <math.h>
 #include <string.h>
 
 #include "isa.h"
+
+#ifdef add_products
+enum { ONE_CHAIN = 1 };
+#else
+#define add_products fmadd
+enum { ONE_CHAIN = 0 };
+#endif
+
+enum { TALLEST = 14 }; /* of the register tiles */
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -30,30 +40,46 @@ INLINE vec clip(vec v, vec low, vec high) {
     return smaller(high, larger(low, v));
 }
 
+/* bias + clip(sum) of a row of a tile, to where it belongs. */
+INLINE void put_row(const tile_t *t, char *y, int row, const vec *sum, const int VECTORS) {
+    const vec low = splat(t->low), high = splat(t->high);
+    const int last_lanes = (int)(t->lanes - (VECTORS - 1) * LANES);
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        const vec bias = t->bias_on_lanes ? load(t->bias + v * LANES) : splat(t->bias[row]);
+        const vec out = clip(sum[v] + bias, low, high);
+        if (v < VECTORS - 1 || last_lanes == LANES) {
+            store(y + v * sizeof(vec), out);
+        } else {
+            store_first(y + v * sizeof(vec), out, last_lanes);
+        }
+    }
+}
+
 INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A_ROWWISE) {
     enum { LINE = 64 };
     const ptrdiff_t pitch = VECTORS * LANES;
     const char *b = t->b, *ahead = t->ahead;
     /* One pointer for every three rows: the others are one and two steps away, which an address can add by itself. */
-    const char *a[(MAX_ROWS + 2) / 3];
+    const char *a[(TALLEST + 2) / 3];
     const ptrdiff_t a_step = t->a_step, b_step = t->b_step, ahead_step = t->ahead_step;
-    ptrdiff_t left = t->depth;
+    ptrdiff_t left = t->steps;
     const int ahead_all = t->ahead_all;
     int first = t->first;
-    vec sum[MAX_ROWS][MAX_VECTORS];
+    vec sum[TALLEST][MAX_VECTORS];
 
     UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] = t->a + r * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
     for (;;) {
-        const ptrdiff_t n = left < SUM_BLOCK ? left : SUM_BLOCK;
-        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = splat(0.0f);
-        /* Two channels a turn: the narrow front ends (Haswell) are what bounds small tiles. */
+        const ptrdiff_t n = ONE_CHAIN || left < SUM_BLOCK ? left : SUM_BLOCK;
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = ONE_CHAIN && !first ? load(t->partial + r * pitch + v * LANES) : splat(0.0f);
+        /* Two steps a turn: the narrow front ends (Haswell) are what bounds small tiles. */
         _Pragma("GCC unroll 2") for (ptrdiff_t k = 0; k < n; k++) {
             vec lane[MAX_VECTORS];
             UNROLL for (int v = 0; v < VECTORS; v++) lane[v] = load(b + v * sizeof(vec));
             UNROLL for (int r = 0; r < ROWS; r++) {
                 const char *at = a[r / 3] + r % 3 * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
                 const vec row = splat(*(const loose_float *)at);
-                UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fmadd(row, lane[v], sum[r][v]);
+                UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = add_products(row, lane[v], sum[r][v]);
             }
             __builtin_prefetch(ahead);
             if (ahead_all) {
@@ -64,7 +90,7 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
             ahead += ahead_step;
         }
         left -= n;
-        if (!first) {
+        if (!ONE_CHAIN && !first) {
             UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++)
                 sum[r][v] += load(t->partial + r * pitch + v * LANES);
         }
@@ -75,18 +101,6 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
         first = 0;
     }
 
-    const vec low = splat(t->low), high = splat(t->high);
-    const int last_lanes = (int)(t->lanes - (VECTORS - 1) * LANES);
     char *y = t->y;
-    UNROLL for (int r = 0; r < ROWS; r++, y += t->y_step) {
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            const vec bias = t->bias_on_lanes ? load(t->bias + v * LANES) : splat(t->bias[r]);
-            const vec out = clip(sum[r][v] + bias, low, high);
-            if (v < VECTORS - 1 || last_lanes == LANES) {
-                store(y + v * sizeof(vec), out);
-            } else {
-                store_first(y + v * sizeof(vec), out, last_lanes);
-            }
-        }
-    }
+    UNROLL for (int r = 0; r < ROWS; r++, y += t->y_step) put_row(t, y, r, sum[r], VECTORS);
 }

@@ -1,0 +1,36 @@
+/* AVX512-BF16: a dot product of two pairs of bfloat16 is as fast as one FMA. Three of them would be slower than float32,
+   so this unit serves one piece only. */
+#include "avx512.h"
+
+#define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
+
+static inline vec add_products(vec a, vec b, vec c) {
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#define add_products add_products
+
+#include "tile.h"
+
+#include "pieces.h"
+
+#include "tiles.h"
+
+static void split(const split_t *s) {
+    if (s->by_rows) {
+        split_rows(s, 1);
+    } else {
+        split_panel(s, 1, 1);
+    }
+}
+
+const unit_t pwconv_unit_avx512_bf16 = {
+    .name = "avx512_bf16",
+    .pieces = 1,
+    .lanes = LANES,
+    .channels = 2,
+    .together = {2, 2},
+    .halves = 1,
+    .rows = {0, 14, 14, 8, 6, 0, 4},
+    .kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)},
+    .split = split,
+};
