@@ -1,5 +1,12 @@
 /* The few AMX instructions that unit_amx.c uses, in C: for tests on machines without them (see setup.py). */
 
+#undef _tile_loadconfig
+#undef _tile_release
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
+
 static _Thread_local struct {
     int configured;
     char line[8][16][64];
@@ -8,11 +15,17 @@ static _Thread_local struct {
 #define _tile_loadconfig(shapes) ((void)(shapes), emulated.configured = 1)
 #define _tile_release() (emulated.configured = 0)
 #define _tile_zero(tile) memset(emulated.line[tile], 0, sizeof emulated.line[tile])
-#define _tile_loadd(tile, from, stride) \
-    for (int row_ = 0; row_ < 16; row_++) memcpy(emulated.line[tile][row_], (const char *)(from) + row_ * (stride), 64)
-#define _tile_stored(tile, to, stride) \
-    for (int row_ = 0; row_ < 16; row_++) memcpy((char *)(to) + row_ * (stride), emulated.line[tile][row_], 64)
+#define _tile_loadd(tile, from, stride) emulate_load(tile, (const char *)(from), stride)
+#define _tile_stored(tile, to, stride) emulate_store(tile, (char *)(to), stride)
 #define _tile_dpbf16ps emulate_products
+
+static void emulate_load(int tile, const char *from, ptrdiff_t stride) {
+    for (int row = 0; row < 16; row++) memcpy(emulated.line[tile][row], from + row * stride, 64);
+}
+
+static void emulate_store(int tile, char *to, ptrdiff_t stride) {
+    for (int row = 0; row < 16; row++) memcpy(to + row * stride, emulated.line[tile][row], 64);
+}
 
 static inline float emulated_float(const char *at) {
     uint16_t half;
@@ -30,8 +43,9 @@ static void emulate_products(int sums, int a, int b) {
         for (int n = 0; n < 16; n++) {
             float part[2] = {0, 0}, sum;
             for (int k = 0; k < 32; k++) {
-                part[k & 1] = __builtin_fmaf(emulated_float(&emulated.line[a][m][2 * k]),
-                                             emulated_float(&emulated.line[b][k / 2][4 * n + 2 * (k & 1)]), part[k & 1]);
+                part[k & 1] =
+                    __builtin_fmaf(emulated_float(&emulated.line[a][m][2 * k]),
+                                   emulated_float(&emulated.line[b][k / 2][4 * n + 2 * (k & 1)]), part[k & 1]);
             }
             memcpy(&sum, &emulated.line[sums][m][4 * n], sizeof sum);
             sum += part[0] + part[1];

@@ -44,7 +44,7 @@ cdef struct Step:
     FeatureMap residual            # data is NULL where there is none
     const float* weights           # packed as the plan wants them
     Py_ssize_t group_weights       # floats from group to group
-    const uint32_t* odd_outs       # out channels whose weights cannot be told in pieces: not zero
+    uint32_t* odd_outs       # out channels whose weights cannot be told in pieces: not zero
     Weights raw
     int precision
     const float* bias              # tables of channel_pitch floats a group, so that whole vectors can be loaded
@@ -412,7 +412,7 @@ cdef bint is_odd(const Step* t, const Block* b, Py_ssize_t row, Py_ssize_t rows,
                  Py_ssize_t lanes) noexcept nogil:
     """Is there a pixel or an out channel in this tile that cannot be told in pieces?"""
     cdef bint on_lanes = t.plan.pixels_on_lanes
-    cdef const uint32_t* outs = t.odd_outs + b.group * t.outs
+    cdef uint32_t* outs = t.odd_outs + b.group * t.outs
     cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
     cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
     cdef uint32_t odd = 0
@@ -430,7 +430,7 @@ cdef void mend_tile(const Step* t, const Block* b, float* sum, Py_ssize_t row, P
     cdef const Plan* p = &t.plan
     cdef const unit_t* unit = &p.isa.unit
     cdef bint on_lanes = p.pixels_on_lanes
-    cdef const uint32_t* outs = t.odd_outs + b.group * t.outs
+    cdef uint32_t* outs = t.odd_outs + b.group * t.outs
     cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
     cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
     cdef Exact* exact = &b.staging.exact

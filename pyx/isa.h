@@ -42,11 +42,11 @@ enum element_kind { KIND_FLOAT32, KIND_UINT8, KIND_INT8, KIND_UINT16, KIND_INT16
 /* One register tile's work. Operand `a` is broadcast (rows), operand `b` is loaded as vectors (lanes). */
 typedef struct {
     const char *a, *b;
-    ptrdiff_t a_step, b_step; /* bytes; b: from step to step; a: see unit_t.kernel */
+    ptrdiff_t a_step, b_step;   /* bytes; b: from step to step; a: see unit_t.kernel */
     ptrdiff_t a_apart, b_apart; /* bytes from piece to piece */
-    ptrdiff_t rows, steps;    /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
-    int first, last;          /* does the whole sum start, end in this call? */
-    float *partial;           /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
+    ptrdiff_t rows, steps;      /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
+    int first, last;            /* does the whole sum start, end in this call? */
+    float *partial; /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
     /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */
     const char *ahead;
     ptrdiff_t ahead_step;
@@ -71,7 +71,7 @@ typedef struct {
     ptrdiff_t together;                  /* channels of a column that lie side by side */
     ptrdiff_t column_step, pitch, apart; /* bytes from these to the next column's, channels', piece's */
     ptrdiff_t room;                      /* channels in dst: zeros follow the last one */
-    uint32_t *odd;   /* one per column, and room for whole vectors: not zero where pieces cannot stand for a number */
+    uint32_t *odd; /* one per column, and room for whole vectors: not zero where pieces cannot stand for a number */
 } split_t;
 
 /* Copies a rectangle of a feature map (or of weights) into panels that the tile reads with unit stride. */
@@ -128,7 +128,8 @@ typedef struct {
     int together[2];           /* of these, how many lie side by side in a panel: of a lane, of a row */
     int halves;                /* cycles of a step for each row of a vector, doubled */
     int rows[MAX_VECTORS + 1]; /* tallest tile for each number of vectors; 0: no such tile */
-    /* [0]: a[row + step * a_step] (panels, channels-first maps); [1]: a[row * a_step + step] (channels-last), or NULL */
+    /* [0]: a[row + step * a_step] (panels, channels-first maps); [1]: a[row * a_step + step] (channels-last), or NULL
+     */
     tile_kernel kernel[2][MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*split)(const split_t *);
     void (*enter)(void), (*leave)(void); /* around all use by a thread; or NULL */

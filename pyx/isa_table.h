@@ -11,22 +11,22 @@
 
 #include "tiles.h"
 
-#define ISA_RECORD(NAME, ...)                                    \
-    {                                                            \
-        .unit = {.name = NAME,                                   \
-                 .lanes = LANES,                                 \
-                 .channels = 1,                                  \
-                 .together = {1, 1},                                  \
-                 .halves = 1,                                    \
-                 .rows = {__VA_ARGS__},                          \
+#define ISA_RECORD(NAME, ...)                                          \
+    {                                                                  \
+        .unit = {.name = NAME,                                         \
+                 .lanes = LANES,                                       \
+                 .channels = 1,                                        \
+                 .together = {1, 1},                                   \
+                 .halves = 1,                                          \
+                 .rows = {__VA_ARGS__},                                \
                  .kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}}, \
-        .pack = pack,                                            \
-        .pack_rows = pack_rows,                                  \
-        .finish = finish,                                        \
-        .best = best,                                            \
-        .softmax = softmax,                                      \
-        .best_resized = best_resized,                            \
-        .copy = copy,                                            \
-        .fma_chain = fma_chain,                                  \
-        .sweep = sweep,                                          \
+        .pack = pack,                                                  \
+        .pack_rows = pack_rows,                                        \
+        .finish = finish,                                              \
+        .best = best,                                                  \
+        .softmax = softmax,                                            \
+        .best_resized = best_resized,                                  \
+        .copy = copy,                                                  \
+        .fma_chain = fma_chain,                                        \
+        .sweep = sweep,                                                \
     }

@@ -1,7 +1,7 @@
 /* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these.
 
-   The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal x,
-   |x - first| <= 2^-9 |x| and |x - first - second| <= 2^-18 |x|. Denormal x count as zero, as they do in float32.
+   The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal
+   x, |x - first| <= 2^-9 |x| and |x - first - second| <= 2^-18 |x|. Denormal x count as zero, as they do in float32.
    Infinities, NaN and what rounds to infinity cannot be told in pieces; nor, in two of them, what is so small that the
    second would be denormal where it matters: columns that hold such a number are marked as odd. */
 
@@ -44,7 +44,7 @@ INLINE void split_rows(const split_t *s, const int PIECES) {
         for (ptrdiff_t k = 0; k < s->room; k += LANES) {
             const ptrdiff_t room = s->room - k;
             const pieces_t p = pieces_of(load_up_to(src + k * sizeof(float), s->depth - k), PIECES, &odd);
-            UNROLL for (int i = 0; i < PIECES; i++) {
+    UNROLL for (int i = 0; i < PIECES; i++) {
                 const narrow halves = __builtin_convertvector(p.piece[i] >> 16, narrow);
                 memcpy(dst + k / s->together * s->pitch + i * s->apart + k % s->together * sizeof(uint16_t), &halves,
                        room >= LANES ? sizeof halves : room * sizeof(uint16_t));

@@ -17,4 +17,3 @@
 #define UP_TO_14(X, V) UP_TO_12(X, V) X(13, V) X(14, V)
 
 TILES(TILE_KERNELS)
-

@@ -1,5 +1,6 @@
-/* AMX-BF16: tiles of 16 rows x 16 sums, each step taking in 32 channels. Kernels are 2 x 2 of them at most, and run with
-   one piece or two for each number; of two, three products: what the fourth would add is as small as the rounding. */
+/* AMX-BF16: tiles of 16 rows x 16 sums, each step taking in 32 channels. Kernels are 2 x 2 of them at most, and run
+   with one piece or two for each number; of two, three products: what the fourth would add is as small as the rounding.
+ */
 #include "avx512.h"
 
 #include "tile.h"
@@ -13,37 +14,40 @@
 enum { SIDE = 16, LINE_BYTES = 64, STEP_LINES = 16 }; /* of a tile: rows and sums in a row; channels in pairs */
 
 /* Tile registers: sums in 0 to 3, rows of a in 4 and 5, lanes of b in 6 and 7. */
-#define LOAD_A(piece)                                           \
-    do {                                                        \
-        _tile_loadd(4, a + (piece) * t->a_apart, LINE_BYTES);   \
+#define LOAD_A(piece)                                                                       \
+    do {                                                                                    \
+        _tile_loadd(4, a + (piece) * t->a_apart, LINE_BYTES);                               \
         if (TALL) _tile_loadd(5, a + (piece) * t->a_apart + SIDE * LINE_BYTES, LINE_BYTES); \
     } while (0)
-#define LOAD_B(piece)                                           \
-    do {                                                        \
-        _tile_loadd(6, b + (piece) * t->b_apart, b_line);       \
+#define LOAD_B(piece)                                                            \
+    do {                                                                         \
+        _tile_loadd(6, b + (piece) * t->b_apart, b_line);                        \
         if (WIDE) _tile_loadd(7, b + (piece) * t->b_apart + LINE_BYTES, b_line); \
     } while (0)
-#define MULTIPLY()                                  \
-    do {                                            \
-        _tile_dpbf16ps(0, 4, 6);                    \
-        if (WIDE) _tile_dpbf16ps(1, 4, 7);          \
-        if (TALL) _tile_dpbf16ps(2, 5, 6);          \
-        if (TALL && WIDE) _tile_dpbf16ps(3, 5, 7);  \
+#define MULTIPLY()                                 \
+    do {                                           \
+        _tile_dpbf16ps(0, 4, 6);                   \
+        if (WIDE) _tile_dpbf16ps(1, 4, 7);         \
+        if (TALL) _tile_dpbf16ps(2, 5, 6);         \
+        if (TALL && WIDE) _tile_dpbf16ps(3, 5, 7); \
     } while (0)
 /* What is done with tile `number` of the sums and its place in an array of rows. */
-#define EACH_SUM(INSTRUCTION, sums)                                       \
-    do {                                                                  \
-        INSTRUCTION(0, sums, pitch);                                      \
-        if (WIDE) INSTRUCTION(1, sums + SIDE, pitch);                     \
-        if (TALL) INSTRUCTION(2, sums + SIDE * LANES * VECTORS, pitch);   \
+#define EACH_SUM(INSTRUCTION, sums)                                                    \
+    do {                                                                               \
+        INSTRUCTION(0, sums, pitch);                                                   \
+        if (WIDE) INSTRUCTION(1, sums + SIDE, pitch);                                  \
+        if (TALL) INSTRUCTION(2, sums + SIDE * LANES * VECTORS, pitch);                \
         if (TALL && WIDE) INSTRUCTION(3, sums + SIDE * LANES * VECTORS + SIDE, pitch); \
     } while (0)
 #define ZERO(number, place, pitch) _tile_zero(number)
+/* GCC does not know that its intrinsics read memory. */
+#define BEFORE_TILES_READ __asm__ volatile("" : : : "memory")
 
 INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const int VECTORS) {
     const int WIDE = VECTORS == 2;
     const ptrdiff_t pitch = VECTORS * sizeof(vec), b_line = t->b_step / STEP_LINES;
     const char *a = t->a, *b = t->b, *ahead = t->ahead;
+    BEFORE_TILES_READ;
     if (t->first) {
         EACH_SUM(ZERO, t->partial);
     } else {
@@ -73,7 +77,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
     EACH_SUM(_tile_stored, sums);
     for (int row = 0; row < t->rows; row++) {
         vec sum[2];
-        UNROLL for (int v = 0; v < VECTORS; v++) sum[v] = load(sums + (row * VECTORS + v) * LANES);
+    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] = load(sums + (row * VECTORS + v) * LANES);
         put_row(t, t->y + row * t->y_step, row, sum, VECTORS);
     }
 }
@@ -110,6 +114,7 @@ static void enter(void) {
         uint8_t rows[16];
     } shapes = {.palette = 1};
     for (int i = 0; i < 8; i++) shapes.row_bytes[i] = LINE_BYTES, shapes.rows[i] = SIDE;
+    BEFORE_TILES_READ;
     _tile_loadconfig(&shapes);
 }
 

@@ -1,5 +1,5 @@
-/* AVX512-BF16: a dot product of two pairs of bfloat16 is as fast as one FMA. Three of them would be slower than float32,
-   so this unit serves one piece only. */
+/* AVX512-BF16: a dot product of two pairs of bfloat16 is as fast as one FMA. Three of them would be slower than
+   float32, so this unit serves one piece only. */
 #include "avx512.h"
 
 #define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
