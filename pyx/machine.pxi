@@ -36,6 +36,8 @@ cdef int threads_for(object num_threads) noexcept:
     return <int> min(wanted, 1024)
 
 
+cdef tuple PRECISIONS = ("highest", "high", "medium")    # in isa.h's order
+
 cdef int active_isa = 0
 cdef size_t[4] cache_bytes
 
@@ -54,6 +56,12 @@ def isa_supported(facts=None):
     if facts is not None:
         f.leaf1_ecx, f.leaf7_ebx, f.leaf7_edx, f.leaf7_1_eax, f.xcr0 = facts
     return tuple([pwconv_isa_name(i).decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
+
+
+def isa_units(name):
+    """What multiplies where an instruction set is the highest that may be used: a name for each precision."""
+    cdef int index = isa_built().index(name)
+    return {precision: pwconv_unit(index, code).name.decode() for code, precision in enumerate(PRECISIONS)}
 
 
 def isa_active():

@@ -1,7 +1,7 @@
 /* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these.
 
    The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal
-   x, |x - first| <= 2^-9 |x| and |x - first - second| <= 2^-18 |x|. Denormal x count as zero, as they do in float32.
+   x, |x - first| <= 2^-8 |x| and |x - first - second| <= 2^-17 |x|. Denormal x count as zero, as they do in float32.
    Infinities, NaN and what rounds to infinity cannot be told in pieces; nor, in two of them, what is so small that the
    second would be denormal where it matters: columns that hold such a number are marked as odd. */
 
@@ -9,7 +9,7 @@ typedef uint32_t uvec __attribute__((vector_size(sizeof(vec))));
 typedef uint16_t narrow __attribute__((vector_size(sizeof(vec) / 2)));
 
 #define SMALLEST_NORMAL 0x00800000u
-#define SMALLEST_IN_TWO 0x09800000u /* 2^-108: 2^-126, the second piece's loss at most, is 2^-18 of it */
+#define SMALLEST_IN_TWO 0x09800000u /* 2^-108: what the second may lose, 2^-126, is 2^-18 of it */
 #define LARGEST_IN_PIECES 0x7f7f7fffu
 
 typedef struct {

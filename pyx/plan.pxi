@@ -118,7 +118,8 @@ cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
 
 cdef inline double tile_cycles(const unit_t* unit, Py_ssize_t rows, int vectors, double near) noexcept nogil:
     """One step of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache of its lanes."""
-    return max(0.5 * unit.halves * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors) + 0.06 * (rows + vectors) + 0.25
+    return (max(0.5 * unit.halves * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors)
+            + 0.06 * (rows + vectors) + 0.25)
 
 
 cdef double column_cycles(const unit_t* unit, const Side* rows, int vectors, double near, double far) noexcept nogil:
@@ -159,7 +160,8 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     # for that comes from beyond, at about 12.
     cdef bint big = 4 * column_floats(unit, plan.depth_block) * plan.vectors * vector_bytes > 3 * cache_bytes[1]
     cdef double near = vector_bytes / 30.0 if big else 0.0
-    cdef double far = vector_bytes / 12.0 if 2 * lanes.n * column_floats(unit, p.depth) * sizeof(float) > cache_bytes[2] else 0.0
+    cdef bint huge = 2 * lanes.n * column_floats(unit, p.depth) * sizeof(float) > cache_bytes[2]
+    cdef double far = vector_bytes / 12.0 if huge else 0.0
     cdef double step = ((lanes.tiles - 1) * column_cycles(unit, rows, plan.vectors, near, far)
                         + column_cycles(unit, rows, tail, near, far))
     cdef double vectors_out = <double> rows.n * ceil_div(lanes.n, unit.lanes)
@@ -265,7 +267,8 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
                 plan.vectors = vectors
                 plan.packed = packed
                 plan.rowwise = not on_lanes and p.x_channel_step == 1 and plan.unit.kernel[1][vectors][1] != NULL
-                if not packed and (plan.unit.pieces or p.transformed or p.in_parts or not (plan.rowwise or p.x_step == 1)):
+                if not packed and (plan.unit.pieces or p.transformed or p.in_parts
+                                   or not (plan.rowwise or p.x_step == 1)):
                     continue
                 if on_lanes:
                     plan.out_side = rows_side(p.outs, plan.unit.rows[vectors])

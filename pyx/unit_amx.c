@@ -54,17 +54,26 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
         EACH_SUM(_tile_loadd, t->partial);
     }
     for (ptrdiff_t step = 0; step < t->steps; step++, a += t->a_step, b += t->b_step) {
-        if (PIECES == 2) {
+        if (PIECES == 1) {
+            LOAD_A(0);
+            LOAD_B(0);
+            MULTIPLY();
+        } else if (t->bias_on_lanes) {
+            /* The weights' second piece first, on whichever side they are: else bits would depend on the plan. */
+            LOAD_B(1);
+            LOAD_A(0);
+            MULTIPLY();
+            LOAD_B(0);
+            MULTIPLY();
+            LOAD_A(1);
+            MULTIPLY();
+        } else {
             LOAD_A(1);
             LOAD_B(0);
             MULTIPLY();
             LOAD_A(0);
             MULTIPLY();
             LOAD_B(1);
-            MULTIPLY();
-        } else {
-            LOAD_A(0);
-            LOAD_B(0);
             MULTIPLY();
         }
         for (int i = 0; i < 2 * STEP_LINES; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);

@@ -54,6 +54,16 @@ def _supported():
     return () if _ENGINE is None else _ENGINE.isa_supported()
 
 
+def _with_float32():
+    """Without those that only add units for bfloat16 to one before."""
+    return [name for name in _supported() if _ENGINE.isa_units(name)["highest"] == name]
+
+
+def _with_units():
+    """Those whose own units are for bfloat16."""
+    return [name for name in _supported() if name in _ENGINE.isa_units(name).values() and name not in _with_float32()]
+
+
 def _forced(request):
     """Force the instruction set in ``request.param`` while a test runs, and leave a note for the summary."""
     request.node.user_properties.append(("isa", request.param))
@@ -63,15 +73,21 @@ def _forced(request):
     _ENGINE.set_isa(before)
 
 
-@pytest.fixture(params=_supported())
+@pytest.fixture(params=_with_float32())
 def isa(request):
     """Each instruction set that this machine supports, in turn."""
     yield from _forced(request)
 
 
-@pytest.fixture(params=[name for name in _supported() if name != "baseline"])
+@pytest.fixture(params=[name for name in _with_float32() if name != "baseline"])
 def fma_isa(request):
     """Each instruction set with fused multiply-add, in turn: those that the same-bits rule covers."""
+    yield from _forced(request)
+
+
+@pytest.fixture(params=_with_units())
+def unit_isa(request):
+    """Each instruction set that multiplies bfloat16 where less than float32 is asked for, in turn."""
     yield from _forced(request)
 
 

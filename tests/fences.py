@@ -115,6 +115,7 @@ class Problem:
             "stride": self.stride,
             "activation": rng.choice((None, None, "relu", "silu", "gelu")),
             "input_activation": rng.choice((None, None, None, "relu")),
+            "precision": rng.choice(("highest", "highest", "high", "medium")),
         }
         self.x = self.draw(shape, rng.choice((np.float32,) * 4 + KINDS))
         self.parts = []
@@ -122,6 +123,10 @@ class Problem:
             cut = rng.randrange(1, shape[layout.index("C")])
             self.parts = np.split(self.x, [cut], axis=layout.index("C"))
         self.weight = self.draw((groups * outs, depth))
+        if rng.random() < 0.2:  # bfloat16 cannot stand for these, so float32 computes what they belong to
+            self.weight.flat[-1:] = np.inf
+            if self.x.dtype == np.float32:
+                self.x.flat[-1:] = np.nan
         batch = sizes["N"] if "N" in layout else 1
         optional = {
             "bias": (groups * outs,),

@@ -127,6 +127,24 @@ def chain_bound(channels: int) -> float:
     return min(channels, BLOCK) + channels / BLOCK + 4
 
 
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """Float32 values rounded to bfloat16, ties to even; for values below 3.39e38 that are not denormal."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def pieces_bound(precision: str, channels: int) -> float:
+    """The largest |error| of a sum over `channels` in units of sum |w| |x|, where bfloat16 stands for float32.
+
+    A bfloat16 has 8 significant bits, so x and its first piece differ by 2^-8 |x| at most, x and both by 2^-17 |x|.
+    "medium" is w'x', short of wx by 2 2^-8 + 2^-16. "high" is w'x' + w'x" + w"x', short of wx by w"x" <= 2^-16 and
+    twice 2^-17 for what two pieces leave out. Each of a channel's p products (1 or 3) is rounded at most p K times on
+    its way, by 2^-24 each, or to odd, which may err twice as far but comes half as often. The last term has room for
+    what the factors 1 + 2^-8 of pieces and sums add.
+    """
+    return {"medium": 2.0**-7 + 2.0**-16 + 2 * channels * UNIT, "high": 2.0**-15 + 4 * channels * UNIT}[precision]
+
+
 def pointwise(
     x: np.ndarray,
     weight: np.ndarray,

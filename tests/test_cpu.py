@@ -15,33 +15,44 @@ x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="
 # Bits of CPUID leaf 1 ECX, leaf 7 EBX and XCR0 (Intel's manual, volumes 1 and 2A).
 FMA, OSXSAVE, AVX = 1 << 12, 1 << 27, 1 << 28
 AVX2, AVX512F, AVX512DQ, AVX512BW, AVX512VL = 1 << 5, 1 << 16, 1 << 17, 1 << 30, 1 << 31
+AMX_BF16, AMX_TILE = 1 << 22, 1 << 24  # leaf 7 EDX
+AVX512_BF16 = 1 << 5  # leaf 7.1 EAX
 SSE_STATE, AVX_STATE, MASK_STATE, HIGH_STATE, MORE_STATE = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
+TILE_SHAPES, TILES = 1 << 17, 1 << 18
 
 LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
 YMM = SSE_STATE | AVX_STATE
 ZMM = YMM | MASK_STATE | HIGH_STATE | MORE_STATE
-EVERYTHING = (LEAF_1, LEAF_7, ZMM)
+TMM = ZMM | TILE_SHAPES | TILES
+EVERYTHING = (LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, TMM)
 
-ALL, UP_TO_AVX2, BASELINE = ("baseline", "avx2", "avx512"), ("baseline", "avx2"), ("baseline",)
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+BASELINE, UP_TO_AVX2, UP_TO_AVX512, UP_TO_BF16, ALL = (LEVELS[:n] for n in range(1, 6))
+# Tiles are Linux's only: elsewhere nobody has asked how a process gets them.
+TILED = ALL if sys.platform == "linux" else UP_TO_BF16
 
 
 @x86
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (EVERYTHING, ALL),
-        ((2**32 - 1, 2**32 - 1, 2**64 - 1), ALL),
-        ((0, 0, 0), BASELINE),
+        (EVERYTHING, TILED),
+        ((2**32 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 1, 2**64 - 1), TILED),
+        ((0, 0, 0, 0, 0), BASELINE),
         # What the CPU says, and the operating system does not save when it switches threads.
-        ((LEAF_1, LEAF_7, YMM), UP_TO_AVX2),
-        ((LEAF_1, LEAF_7, ZMM & ~HIGH_STATE), UP_TO_AVX2),
-        ((LEAF_1, LEAF_7, SSE_STATE), BASELINE),
-        ((LEAF_1, LEAF_7, ZMM & ~AVX_STATE), BASELINE),
-        ((LEAF_1 & ~OSXSAVE, LEAF_7, ZMM), BASELINE),
-        # Sandy Bridge, Haswell, and the first with AVX-512, Xeon Phi, which has only a part of it.
-        ((OSXSAVE | AVX, 0, YMM), BASELINE),
-        ((LEAF_1, AVX2, YMM), UP_TO_AVX2),
-        ((LEAF_1, AVX2 | AVX512F, ZMM), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, ZMM), UP_TO_BF16),
+        ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, ZMM | TILE_SHAPES), UP_TO_BF16),
+        ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, YMM), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, 0, 0, ZMM & ~HIGH_STATE), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, 0, 0, SSE_STATE), BASELINE),
+        ((LEAF_1, LEAF_7, 0, 0, ZMM & ~AVX_STATE), BASELINE),
+        ((LEAF_1 & ~OSXSAVE, LEAF_7, 0, 0, ZMM), BASELINE),
+        # Sandy Bridge, Haswell, and the first with AVX-512, Xeon Phi, which has only a part of it; Skylake, Zen 4.
+        ((OSXSAVE | AVX, 0, 0, 0, YMM), BASELINE),
+        ((LEAF_1, AVX2, 0, 0, YMM), UP_TO_AVX2),
+        ((LEAF_1, AVX2 | AVX512F, 0, 0, ZMM), UP_TO_AVX2),
+        ((LEAF_1, LEAF_7, 0, 0, ZMM), UP_TO_AVX512),
+        ((LEAF_1, LEAF_7, 0, AVX512_BF16, ZMM), UP_TO_BF16),
     ],
 )
 def test_what_a_machine_supports(facts, expected):
@@ -55,7 +66,7 @@ def test_every_bit_is_needed():
         for bit in (1 << n for n in range(64) if word >> n & 1):
             facts = [*EVERYTHING]
             facts[i] = word & ~bit
-            assert engine.isa_supported(tuple(facts)) in (UP_TO_AVX2, BASELINE), (i, bit)
+            assert engine.isa_supported(tuple(facts)) in (BASELINE, UP_TO_AVX2, UP_TO_AVX512, UP_TO_BF16), (i, bit)
 
 
 def test_this_machine():
@@ -65,7 +76,12 @@ def test_this_machine():
     if sys.platform == "linux" and platform.machine() == "x86_64":
         with open("/proc/cpuinfo") as cpuinfo:
             flags = next(line for line in cpuinfo if line.startswith("flags")).split()
-        wanted = {"avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"}}
+        wanted = {
+            "avx2": {"avx2", "fma"},
+            "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+            "avx512_bf16": {"avx512_bf16", "avx512f"},
+            "amx": {"amx_tile", "amx_bf16"},
+        }
         assert {name for name, needed in wanted.items() if needed <= set(flags)} == {*supported} - {"baseline"}
 
 

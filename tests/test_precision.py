@@ -1,0 +1,208 @@
+"""``precision="high"`` and ``"medium"``: how exact sums of bfloat16 are, and what must not change their bits."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from test_exactness import CHANNELS, KINDS, normal
+
+import pwconv
+
+PRECISIONS = ("high", "medium")
+OUTS, PIXELS = 40, 35
+# What one bfloat16, or two, cannot stand for: see the comment at the top of pieces.h.
+NO_PIECES = {"medium": (np.inf, -np.inf, np.nan, 3.4e38), "high": (np.inf, -np.inf, np.nan, -3.4e38, 1e-37, -3e-33)}
+
+
+def drawn(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def in_both_layouts(x, weight, **options):
+    """The results of pixels x channels as a channels-last and as a channels-first map."""
+    last = pwconv.pointwise_conv(x, weight, layout="NC", **options)
+    first = pwconv.pointwise_conv(np.ascontiguousarray(x.T)[np.newaxis], weight, layout="NCL", **options)[0].T
+    return last, first
+
+
+def has_unit(engine, precision):
+    return engine.isa_units(engine.isa_active())[precision] not in ("baseline", "avx2", "avx512", "neon")
+
+
+def check_bound(precision, x, weight):
+    """|error| <= pieces_bound() sum |w| |x| + 2^-126 sum(|w| + |x| + 6)."""
+    channels = x.shape[1]
+    exact = x.astype(np.float64) @ weight.astype(np.float64).T
+    size, magnitude = np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64)
+    bound = oracle.pieces_bound(precision, channels) * (size @ magnitude.T)
+    bound += oracle.TINY * (size.sum(1)[:, np.newaxis] + magnitude.sum(1) + 6 * channels)
+    for result in in_both_layouts(x, weight, precision=precision):
+        truth = oracle.Truth(exact, bound)
+        assert truth.accepts(result), truth.explain(result)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_error_bound(unit_isa, precision, channels, kind):
+    for seed in range(2):
+        rng = np.random.default_rng([seed, channels])
+        check_bound(precision, kind(rng, (PIXELS, channels)), normal(rng, (OUTS, channels)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
+def test_error_bound_at_any_scale(unit_isa, precision, scale):
+    x, weight = drawn((PIXELS, 300)) * np.float32(scale), drawn((OUTS, 300), 1)
+    check_bound(precision, x, weight)
+    check_bound(precision, weight[:PIXELS], drawn((OUTS, 300), 2) * np.float32(scale))
+
+
+@pytest.mark.parametrize("channels", [32, 33, 64, 100, 257, 1024])
+def test_sums_of_rounded_numbers(engine, unit_isa, channels):
+    """Only sums are rounded otherwise: the products are those of bfloat16, which shows that a unit computed them."""
+    x, weight = drawn((PIXELS, channels)), drawn((OUTS, channels), 1)
+    first, first_weight = (oracle.bfloat16(values).astype(np.float64) for values in (x, weight))
+    second, second_weight = (
+        oracle.bfloat16(values - oracle.bfloat16(values)).astype(np.float64) for values in (x, weight)
+    )
+    sums = {"medium": first @ first_weight.T}
+    sums["high"] = sums["medium"] + first @ second_weight.T + second @ first_weight.T
+    size = np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T
+    for precision, products in (("high", 3), ("medium", 1)):
+        if not has_unit(engine, precision):
+            continue
+        for result in in_both_layouts(x, weight, precision=precision):
+            truth = oracle.Truth(sums[precision], (products + 1) * channels * oracle.UNIT * size)
+            assert truth.accepts(result), truth.explain(result)
+
+
+CASES = [
+    # in channels, out channels, size, groups
+    (64, 48, (9, 9), 1),
+    (300, 77, (6, 7), 1),
+    (132, 130, (11, 13), 2),
+    (1000, 40, (4, 4), 1),
+    (35, 200, (21, 20), 1),
+]
+
+
+def relaid(array, layout):
+    return array if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(array, 1, -1))
+
+
+def computed(x, weight, layout="NCHW", **options):
+    """In channels-first order, whatever the layout."""
+    residual = options.pop("residual", None)
+    y = pwconv.pointwise_conv(
+        relaid(x, layout), weight, layout=layout, residual=None if residual is None else relaid(residual, layout),
+        **options,
+    )  # fmt: skip
+    return y if layout == "NCHW" else np.moveaxis(y, -1, 1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("channels", "outs", "size", "groups"), CASES)
+def test_same_bits(unit_isa, precision, channels, outs, size, groups):
+    """Threads, layout, batch, place, group, function or layer: within a precision no bit changes."""
+    x, weight, bias = drawn((3, channels, *size)), drawn((outs, channels // groups), 1), drawn(outs, 2)
+    options = {"bias": bias, "groups": groups, "precision": precision, "activation": "silu"}
+    expected = computed(x, weight, num_threads=1, **options)
+    for layout, threads in itertools.product(("NCHW", "NHWC"), (1, 2, 5)):
+        assert oracle.same_bits(computed(x, weight, layout, num_threads=threads, **options), expected)
+    assert oracle.same_bits(computed(x[1:2], weight, **options), expected[1:2])
+    assert oracle.same_bits(computed(x[:, :, 1:, 2:], weight, **options), expected[:, :, 1:, 2:])
+    strided = pwconv.pointwise_conv(x, weight, stride=2, **options)
+    assert oracle.same_bits(strided, np.ascontiguousarray(expected[:, :, ::2, ::2]))
+    options.pop("bias")
+    layer = pwconv.PointwiseConv(weight, bias, **options)
+    assert oracle.same_bits(layer(x), expected)
+    if groups == 1:
+        parts = np.split(x, [channels // 3], axis=1)
+        assert oracle.same_bits(layer(parts), expected)
+        chain = pwconv.PointwiseChain([layer, pwconv.PointwiseConv(drawn((50, outs)), precision=precision)])
+        assert oracle.same_bits(chain(x), chain.layers[1](expected))
+    else:
+        half = pwconv.pointwise_conv(
+            x[:, : channels // 2], weight[: outs // 2], bias[: outs // 2], precision=precision, activation="silu"
+        )
+        assert oracle.same_bits(half, np.ascontiguousarray(expected[:, : outs // 2]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_happens_before_and_after_the_sum(unit_isa, precision):
+    """Scales, shifts, activations and narrow numbers are applied as they are by themselves."""
+    x, weight = drawn((2, 64, 9, 8)), drawn((40, 64), 1)
+    options = {"precision": precision}
+    gate, shift = np.abs(drawn((2, 64), 2)), drawn(64, 3)
+    ready = np.maximum(oracle.fma(x, gate[:, :, np.newaxis, np.newaxis], shift[:, np.newaxis, np.newaxis]), 0)
+    for layout in ("NCHW", "NHWC"):
+        fused = computed(x, weight, layout, input_scale=gate, input_shift=shift, input_activation="relu", **options)
+        assert oracle.same_bits(fused, computed(ready, weight, layout, **options))
+        plain = computed(x, weight, layout, **options)
+        scale, residual = drawn(40, 4), drawn(plain.shape, 5)
+        scaled = computed(x, weight, layout, output_scale=scale, residual=residual, **options)
+        assert oracle.same_bits(scaled, oracle.fma(plain, scale[:, np.newaxis, np.newaxis], residual))
+        narrow = (x * 40).astype(np.int8)
+        assert oracle.same_bits(
+            computed(narrow, weight, layout, **options), computed(narrow.astype(np.float32), weight, layout, **options)
+        )
+        classifier = pwconv.PixelClassifier(weight, layout=layout, precision=precision)
+        labels = classifier.predict(relaid(x, layout))
+        assert np.array_equal(labels, plain.argmax(1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("channels", "outs", "size", "groups"), CASES)
+def test_what_has_no_pieces(unit_isa, precision, layout, channels, outs, size, groups):
+    """Its pixel, or its out channel, gets the bits of "highest"; no other bit changes."""
+    rng = np.random.default_rng(7)
+    x, weight, bias = drawn((2, channels, *size)), drawn((outs, channels // groups), 1), drawn(outs, 2)
+    residual = drawn((2, outs, *size), 3)
+    clean, clean_weight = x.copy(), weight.copy()
+    pixel, out = np.zeros((2, groups, *size), bool), np.zeros(outs, bool)
+    for value in NO_PIECES[precision]:
+        image, channel, row, column = (rng.integers(n) for n in x.shape)
+        x[image, channel, row, column] = value
+        pixel[image, channel // (channels // groups), row, column] = True
+        row, column = (rng.integers(n) for n in weight.shape)
+        weight[row, column] = value
+        out[row] = True
+    odd = np.repeat(pixel, outs // groups, axis=1) | out[:, np.newaxis, np.newaxis]
+    for options in ({}, {"activation": "relu"}, {"activation": "gelu", "residual": residual}):
+        options = options | {"bias": bias, "groups": groups, "num_threads": 2}
+        highest, result = (computed(x, weight, layout, precision=name, **options) for name in ("highest", precision))
+        without = computed(clean, clean_weight, layout, precision=precision, **options)
+        assert oracle.same_bits(result[odd], highest[odd])
+        assert oracle.same_bits(result[~odd], without[~odd])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_residual_may_be_the_result_where_a_pixel_has_no_pieces(unit_isa, precision):
+    x, weight = drawn((1, 64, 7, 7)), drawn((40, 64), 1)
+    x[0, 3, 2, 1] = np.inf
+    residual = drawn((1, 40, 7, 7), 2)
+    expected = pwconv.pointwise_conv(x, weight, residual=residual, precision=precision)
+    assert pwconv.pointwise_conv(x, weight, residual=residual, out=residual, precision=precision) is residual
+    assert oracle.same_bits(residual, expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_unit_is_chosen_by_channels_only(engine, unit_isa, precision):
+    unit = engine.isa_units(unit_isa)[precision]
+    layer = pwconv.PointwiseConv(drawn((256, 256)), precision=precision)
+    for shape, threads in itertools.product([(1, 256, 1, 1), (1, 256, 7, 7), (5, 256, 30, 30)], (1, 2)):
+        assert layer.plan(shape, num_threads=threads).isa == unit
+    assert "bf16" in unit or unit == "amx" or precision == "high"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_a_unit_it_is_float32(engine, isa, precision):
+    assert set(engine.isa_units(isa).values()) == {isa}
+    x, weight = drawn((2, 64, 9, 9)), drawn((40, 64), 1)
+    results = [pwconv.pointwise_conv(x, weight, precision=name) for name in ("highest", precision)]
+    assert oracle.same_bits(*results)
