@@ -22,14 +22,13 @@ COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-f
 if os.environ.get("PWCONV_EMULATE_AMX") == "1":
     COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
 
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/isa_baseline.c": [],
         "pyx/isa_avx2.c": ["-mavx2", "-mfma"],
-        "pyx/isa_avx512.c": AVX512,
-        "pyx/unit_avx512_bf16.c": [*AVX512, "-mavx512bf16"],
-        "pyx/unit_amx.c": [*AVX512, "-mamx-tile", "-mamx-bf16"],
+        "pyx/isa_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+        "pyx/unit_avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
+        "pyx/unit_amx.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mamx-tile", "-mamx-bf16"],
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {"pyx/isa_neon.c": ["-fno-schedule-insns"]},

@@ -35,49 +35,64 @@ INLINE vec load_up_to(const char *p, ptrdiff_t n) {
     return n >= LANES ? load(p) : n > 0 ? load_first(p, (int)n) : splat(0.0f);
 }
 
+/* The first n of some lines of vectors, and no more; the usual case without a call. */
+INLINE void store_up_to(char *to, const void *from, ptrdiff_t n, size_t all) {
+    if ((size_t)n >= all) {
+        memcpy(to, from, all);
+    } else {
+        memcpy(to, from, n);
+    }
+}
+
 /* From columns whose channels lie side by side. */
 INLINE void split_rows(const split_t *s, const int PIECES) {
     for (ptrdiff_t j = 0; j < s->columns; j++) {
         const char *src = s->src + j * s->step;
         char *dst = s->dst + j * s->column_step;
         uvec odd = {0};
-        for (ptrdiff_t k = 0; k < s->room; k += LANES) {
-            const ptrdiff_t room = s->room - k;
-            const pieces_t p = pieces_of(load_up_to(src + k * sizeof(float), s->depth - k), PIECES, &odd);
+        for (ptrdiff_t start = 0; start < s->room; start += s->together, dst += s->pitch) {
+            const ptrdiff_t end = start + s->together < s->room ? s->together : s->room - start;
+            for (ptrdiff_t k = 0; k < end; k += LANES) {
+                const ptrdiff_t channel = start + k;
+                const pieces_t p =
+                    pieces_of(load_up_to(src + channel * sizeof(float), s->depth - channel), PIECES, &odd);
     UNROLL for (int i = 0; i < PIECES; i++) {
-                const narrow halves = __builtin_convertvector(p.piece[i] >> 16, narrow);
-                memcpy(dst + k / s->together * s->pitch + i * s->apart + k % s->together * sizeof(uint16_t), &halves,
-                       room >= LANES ? sizeof halves : room * sizeof(uint16_t));
+                    const narrow halves = __builtin_convertvector(p.piece[i] >> 16, narrow);
+                    store_up_to(dst + i * s->apart + k * sizeof(uint16_t), &halves, (end - k) * sizeof(uint16_t),
+                                sizeof halves);
+                }
             }
         }
         for (int i = 0; i < LANES; i++) s->odd[j] |= odd[i];
     }
 }
 
+/* One vector of columns, or what is left of it, of the lines of one step; from channel k on. */
+INLINE void split_lines(const split_t *s, const int PIECES, const int WORDS, ptrdiff_t k, ptrdiff_t j, ptrdiff_t n) {
+    uvec pair[2][2], odd;
+    memcpy(&odd, s->odd + j, sizeof odd);
+    UNROLL for (int w = 0; w < WORDS; w++) {
+        const ptrdiff_t channel = k + 2 * w;
+        const char *at = s->src + channel * s->channel_step + j * sizeof(float);
+        const vec first = load_up_to(at, channel < s->depth ? n : 0);
+        const vec second = load_up_to(at + s->channel_step, channel + 1 < s->depth ? n : 0);
+        const pieces_t p = pieces_of(first, PIECES, &odd), q = pieces_of(second, PIECES, &odd);
+        UNROLL for (int i = 0; i < PIECES; i++) pair[i][w] = p.piece[i] >> 16 | q.piece[i];
+    }
+    memcpy(s->odd + j, &odd, sizeof odd);
+    UNROLL for (int i = 0; i < PIECES; i++) {
+        const vec line[2] = {WORDS == 1 ? (vec)pair[i][0] : interleave_low((vec)pair[i][0], (vec)pair[i][1]),
+                             WORDS == 1 ? splat(0.0f) : interleave_high((vec)pair[i][0], (vec)pair[i][1])};
+        char *to = s->dst + k / (2 * WORDS) * s->pitch + i * s->apart + j * WORDS * sizeof(float);
+        store_up_to(to, line, n * WORDS * sizeof(float), WORDS * sizeof(vec));
+    }
+}
+
 /* From channels whose columns lie side by side, into lines of columns with WORDS pairs of channels each. */
 INLINE void split_panel(const split_t *s, const int PIECES, const int WORDS) {
     for (ptrdiff_t k = 0; k < s->room; k += 2 * WORDS) {
-        char *dst = s->dst + k / (2 * WORDS) * s->pitch;
-        for (ptrdiff_t j = 0; j < s->columns; j += LANES) {
-            const ptrdiff_t n = s->columns - j;
-            uvec pair[2][2], odd;
-            memcpy(&odd, s->odd + j, sizeof odd);
-            UNROLL for (int w = 0; w < WORDS; w++) {
-                const ptrdiff_t channel = k + 2 * w;
-                const char *at = s->src + channel * s->channel_step + j * sizeof(float);
-                const vec first = load_up_to(at, channel < s->depth ? n : 0);
-                const vec second = load_up_to(at + s->channel_step, channel + 1 < s->depth ? n : 0);
-                const pieces_t p = pieces_of(first, PIECES, &odd), q = pieces_of(second, PIECES, &odd);
-                UNROLL for (int i = 0; i < PIECES; i++) pair[i][w] = p.piece[i] >> 16 | q.piece[i];
-            }
-            memcpy(s->odd + j, &odd, sizeof odd);
-            UNROLL for (int i = 0; i < PIECES; i++) {
-                const vec line[2] = {
-                    WORDS == 1 ? (vec)pair[i][0] : interleave_low((vec)pair[i][0], (vec)pair[i][1]),
-                    WORDS == 1 ? splat(0.0f) : interleave_high((vec)pair[i][0], (vec)pair[i][1])};
-                memcpy(dst + i * s->apart + j * WORDS * sizeof(float), line,
-                       WORDS * sizeof(float) * (n >= LANES ? LANES : n));
-            }
-        }
+        ptrdiff_t j = 0;
+        for (; j + LANES <= s->columns; j += LANES) split_lines(s, PIECES, WORDS, k, j, LANES);
+        if (j < s->columns) split_lines(s, PIECES, WORDS, k, j, s->columns - j);
     }
 }
