@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
@@ -440,6 +440,7 @@ class Result:
     seconds: dict[tuple[str, str], list[float]]  # by column ("pwconv", "out=", peers) and way
     wrong: tuple[str, ...] = ()  # contenders left out, since they compute something else
     lost: tuple[str, ...] = ()  # peers that won twice in a row
+    errors: dict[str, float] = field(default_factory=dict)  # by column: the largest, as a share of the largest value
 
     @property
     def gflops(self) -> dict[str, float]:
@@ -481,33 +482,35 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
     calls = {(column, ""): call for column, call in pwconv_ways(operands).items()}
     for name in peers:
         calls |= {(name, way): call for way, call in PEERS[name].ways(operands).items()}
-    wrong = _wrong(operands, calls)
+    errors = _errors(operands, calls)
+    # Wide enough for bfloat16, far too narrow for anything that is not this layer.
+    wrong = [contender for contender, error in errors.items() if not error <= 0.01]
     for column, way in wrong:
         if column not in PEERS:
             raise RuntimeError(f"pwconv computes {workload} wrong in {operands.layout}, compared with its NumPy twin")
         del calls[column, way]
+    by_column = {column: max(errors[one] for one in calls if one[0] == column) for column, _ in calls}
 
     limit = machine.limit(workload.flops, workload.bytes_read(operands.layout), workload.bytes_written)
     results: list[Result] = []
     while len(results) < 2 and (not results or results[0].winners):
         seconds = race(calls, rounds=rounds, threads=machine.threads)
-        results.append(Result(workload, limit, seconds, tuple(" ".join(contender) for contender in wrong)))
+        left_out = tuple(" ".join(contender) for contender in wrong)
+        results.append(Result(workload, limit, seconds, left_out, errors=by_column))
     lost = set.intersection(*(result.winners for result in results))
     return replace(results[0], lost=tuple(sorted(lost)))
 
 
-def _wrong(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> list[tuple[str, str]]:
-    """Return the contenders whose results differ from those of NumPy's twin: racing them would mean nothing."""
-    o, wrong = operands, []
+def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[tuple[str, str], float]:
+    """Return each contender's largest error, as a share of the largest value that NumPy's twin finds in float64."""
+    o, errors = operands, {}
     expected = reference.pointwise_conv(
-        o.x, o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu"
+        o.x, o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", dtype=np.float64
     )
-    # Wide enough for bfloat16, far too narrow for anything that is not this layer.
-    tolerance = 0.01 * float(expected.max(initial=1.0))
+    largest = float(expected.max(initial=1.0))
     for contender, call in calls.items():
         result = np.asarray(call()).reshape(expected.shape)
         if contender[0] in PEERS and PEERS[contender[0]].bare:
             result = np.maximum(result + o.bias, 0)
-        if not np.allclose(result, expected, rtol=0, atol=tolerance):
-            wrong.append(contender)
-    return wrong
+        errors[contender] = float(np.abs(result - expected).max(initial=0.0)) / largest
+    return errors

@@ -190,6 +190,7 @@ def geometric_means(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     return {
         "gflops": means(result.gflops for result in results),
         "shares": means(result.shares for result in results),
+        "errors": means({name: error or None for name, error in result.errors.items()} for result in results),
         "ratios": means(
             {**result.ratios, "best framework": result.ratio(bare=False), "best": result.ratio()} for result in results
         ),
@@ -212,6 +213,9 @@ def conclusion(results: Sequence[Result], means: Mapping[str, Mapping[str, float
             f"Share of the limit, {column}: geometric mean {mean:.0%}, worst {worst.shares[column]:.0%} "
             f"({worst.workload}, bound by {worst.limit.bound_by})."
         )
+    errors = [f"{name} {error:.1e}" for name, error in means["errors"].items() if name != "out="]
+    if errors:
+        paragraphs.append(f"Largest error as a share of the largest value, geometric means: {', '.join(errors)}.")
     wrong = [f"{', '.join(result.wrong)} on {result.workload}" for result in results if result.wrong]
     if wrong:
         paragraphs.append(f"Left out, since they compute something else: {'; '.join(wrong)}.")
@@ -248,6 +252,7 @@ def record(
                 "limit_gflops": result.workload.flops / result.limit.seconds * 1e-9,
                 "bound_by": result.limit.bound_by,
                 "shares": result.shares,
+                "errors": result.errors,
                 "ratios": result.ratios,
                 "lost": result.lost,
                 "wrong": result.wrong,
@@ -267,8 +272,9 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
         workload = result.workload
         return workload.flops / (workload.bytes_read(options.layout) + workload.bytes_written)
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log")
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    axes, beside = figure.subplots(1, 2, width_ratios=[3, 1], subplot_kw={"xscale": "log", "yscale": "log"})
+    draw_errors(beside, geometric_means(results))
     left, right = min(map(intensity, results)) / 1.5, max(map(intensity, results)) * 1.5
     for level in machine.levels:
         corner = machine.peak / level.read
@@ -296,3 +302,11 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
     )
     figure.legend(loc="outside right center")
     figure.savefig(options.plot, dpi=150)
+
+
+def draw_errors(axes: Any, means: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw how exact pwconv and its peers are against how fast: geometric means over the layers."""
+    for name, error in means["errors"].items():
+        axes.plot(means["gflops"][name], error, "o")
+        axes.annotate(name, (means["gflops"][name], error), (4, 4), textcoords="offset points")
+    axes.set(xlabel="GFLOP/s", ylabel="largest error, as a share of the largest value", title="error against speed")

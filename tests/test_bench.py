@@ -218,6 +218,7 @@ def test_a_wrong_peer_does_not_race(monkeypatch):
     fake_peer(monkeypatch, ways)
     outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
     assert outcome.wrong == ("fake wrong",)
+    assert outcome.errors["fake"] == outcome.errors["pwconv"] < 1e-5
     assert ("fake", "right") in outcome.seconds
     assert ("fake", "wrong") not in outcome.seconds
     assert "fake wrong on a b" in " ".join(bench.conclusion([outcome], bench.geometric_means([outcome])))
