@@ -422,7 +422,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
     assert first["gflops"]["numpy"] == pytest.approx(STRIDED.flops * 1e-9 / first["seconds"]["numpy matmul"][0])
     assert first["ratios"]["numpy"] == pytest.approx(first["gflops"]["pwconv"] / first["gflops"]["numpy"])
     assert first["shares"]["pwconv"] == pytest.approx(first["gflops"]["pwconv"] / first["limit_gflops"])
-    assert set(saved["geometric_means"]) == {"gflops", "shares", "ratios"}
+    assert set(saved["geometric_means"]) == {"gflops", "shares", "errors", "ratios"}
+    assert 0 < first["errors"]["pwconv"] < 1e-5
 
 
 def test_the_command_draws_a_roofline(tmp_path):
