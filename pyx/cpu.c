@@ -21,7 +21,13 @@ typedef struct {
 extern const isa_t pwconv_isa_baseline, pwconv_isa_avx2, pwconv_isa_avx512;
 extern const unit_t pwconv_unit_avx512_bf16, pwconv_unit_amx_1, pwconv_unit_amx_2;
 
-enum { BASELINE, AVX2, AVX512, AVX512_BF16, AMX };
+enum {
+    BASELINE,
+    AVX2,
+    AVX512,
+    AVX512_BF16,
+    AMX,
+};
 static const level_t built[] = {
     [BASELINE] = {"baseline", &pwconv_isa_baseline, {0}},
     [AVX2] = {"avx2", &pwconv_isa_avx2, {0}},
@@ -64,8 +70,14 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
 #else
     const int amx = 0;
 #endif
-    return (const int[]){
-        [BASELINE] = 1, [AVX2] = avx2, [AVX512] = avx512, [AVX512_BF16] = avx512_bf16, [AMX] = amx}[index];
+    const int supported[] = {
+        [BASELINE] = 1,
+        [AVX2] = avx2,
+        [AVX512] = avx512,
+        [AVX512_BF16] = avx512_bf16,
+        [AMX] = amx,
+    };
+    return supported[index];
 }
 
 /* May this process use the unit? Linux lets one use tiles, whose state is large, only after it has asked. It is asked
