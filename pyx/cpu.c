@@ -70,14 +70,13 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
 #else
     const int amx = 0;
 #endif
-    const int supported[] = {
-        [BASELINE] = 1,
-        [AVX2] = avx2,
-        [AVX512] = avx512,
-        [AVX512_BF16] = avx512_bf16,
-        [AMX] = amx,
-    };
-    return supported[index];
+    switch (index) {
+        case AVX2: return avx2;
+        case AVX512: return avx512;
+        case AVX512_BF16: return avx512_bf16;
+        case AMX: return amx;
+        default: return 1;
+    }
 }
 
 /* May this process use the unit? Linux lets one use tiles, whose state is large, only after it has asked. It is asked
