@@ -5,7 +5,16 @@
 # cache.
 
 cdef enum:
+    PACKED_ALONE = 1 << 14         # floats of weights that are packed before other threads could help
     SCRATCH_PAD = 32               # floats after each line of a scratch map: room for whole vectors, and uneven lines
+
+
+cdef struct Weights:
+    # A matrix of weights as it lies in memory, and its bias.
+    const char* data
+    Py_ssize_t out_step, in_step   # bytes
+    Py_ssize_t outs, depth         # out channels of all groups, in channels of one
+    const char* bias               # NULL: none
 
 
 cdef struct Step:
@@ -64,6 +73,8 @@ cdef struct Program:
     Step* steps
     int count
     Head head
+    const Weights* unpacked        # of the only step, packed before all else; NULL: they are packed
+    float* packed                  # where to
     Py_ssize_t pixels              # in a span
     Schedule schedule
     size_t strips_at, panels_at, partial_at, residual_at, head_at, thread_bytes
@@ -592,7 +603,13 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
 cdef void run_program(const Program* g, char* memory) noexcept nogil:
     """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before = 0
-    cdef Py_ssize_t unit
+    cdef Py_ssize_t unit, piece, pieces = 0
+    if g.unpacked != NULL:
+        pieces = pieces_of_weights(&g.steps[0].plan, g.unpacked, g.steps[0].groups)
+    if g.schedule.threads == 1 or g.steps[0].group_weights * g.steps[0].groups < PACKED_ALONE:
+        for piece in range(pieces):
+            pack_piece(&g.steps[0].plan, g.unpacked, piece, g.packed)
+        pieces = 0
     if g.schedule.threads == 1:
         before = pwconv_float_enter()
         for unit in range(g.schedule.units):
@@ -602,6 +619,9 @@ cdef void run_program(const Program* g, char* memory) noexcept nogil:
     pwconv_let_workers_sleep()
     with parallel(num_threads=g.schedule.threads):
         before = pwconv_float_enter()
+        if pieces > 0:
+            for piece in prange(pieces, schedule="static"):
+                pack_piece(&g.steps[0].plan, g.unpacked, piece, g.packed)
         for unit in prange(g.schedule.units, schedule="dynamic"):
             run_unit(g, unit, memory + omp_get_thread_num() * g.thread_bytes)
         pwconv_float_leave(before)
@@ -617,26 +637,30 @@ cdef Py_ssize_t packed_floats(const Plan* p, Py_ssize_t depth) noexcept nogil:
     return (last + vectors_for(p.isa, side.n - last) * p.isa.lanes) * depth
 
 
-cdef void pack_weights(const Plan* p, const char* weights, Py_ssize_t out_step, Py_ssize_t in_step,
-                       Py_ssize_t depth, Py_ssize_t groups, float* dst) noexcept nogil:
-    """Weights as panels [group][out tile][in channel][out channel]; what pads the last tile of lanes is zero."""
-    cdef Py_ssize_t group_floats = packed_floats(p, depth)
-    cdef Py_ssize_t group, tile, out
+cdef inline Py_ssize_t pieces_of_weights(const Plan* p, const Weights* w, Py_ssize_t groups) noexcept nogil:
+    """How many pieces are packed one by one: a tile's out channels by at most SUM_BLOCK in channels."""
+    return groups * p.out_side.tiles * ceil_div(w.depth, SUM_BLOCK)
+
+
+cdef void pack_piece(const Plan* p, const Weights* w, Py_ssize_t piece, float* dst) noexcept nogil:
+    """A piece of panels [group][out tile][in channel][out channel]; what pads the last tile of lanes is zero."""
+    cdef Py_ssize_t blocks = ceil_div(w.depth, SUM_BLOCK)
+    cdef Py_ssize_t channel = piece % blocks * SUM_BLOCK
+    cdef Py_ssize_t tile = piece // blocks % p.out_side.tiles
+    cdef Py_ssize_t group = piece // blocks // p.out_side.tiles
+    cdef Py_ssize_t out = tile_start(&p.out_side, tile)
     cdef pack_t pack
     pack.kind = KIND_FLOAT32
-    pack.step = out_step
-    pack.channel_step = in_step
-    pack.depth = depth
+    pack.step = w.out_step
+    pack.channel_step = w.in_step
+    pack.depth = min(<Py_ssize_t> SUM_BLOCK, w.depth - channel)
     pack.panel = 0
     pack.at = 0
     pack.scale = pack.shift = NULL
-    for group in range(groups):
-        for tile in range(p.out_side.tiles):
-            out = tile_start(&p.out_side, tile)
-            pack.count = tile_start(&p.out_side, tile + 1) - out
-            pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.isa, pack.count) * p.isa.lanes
-            pack.src = weights + (group * p.out_side.n + out) * out_step
-            pack.dst = dst + group * group_floats + out * depth
-            if pack.count < pack.width:
-                memset(pack.dst, 0, pack.width * depth * sizeof(float))
-            p.isa.pack(&pack)
+    pack.count = tile_start(&p.out_side, tile + 1) - out
+    pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.isa, pack.count) * p.isa.lanes
+    pack.src = w.data + (group * p.out_side.n + out) * w.out_step + channel * w.in_step
+    pack.dst = dst + group * packed_floats(p, w.depth) + out * w.depth + channel * pack.width
+    if pack.count < pack.width:
+        memset(pack.dst, 0, pack.width * pack.depth * sizeof(float))
+    p.isa.pack(&pack)

@@ -64,14 +64,6 @@ cdef class Recipe:
         return recipe
 
 
-cdef struct Weights:
-    # A matrix of weights as it lies in memory, and its bias.
-    const char* data
-    Py_ssize_t out_step, in_step   # bytes
-    Py_ssize_t outs, depth         # out channels of all groups, in channels of one
-    const char* bias               # NULL: none
-
-
 cdef inline Py_ssize_t channel_pitch(Py_ssize_t channels) noexcept nogil:
     """Floats of a group in a table of one value per channel, with room to load whole vectors at its end."""
     return (channels + 31) & ~<Py_ssize_t> 15
@@ -130,12 +122,12 @@ cdef class Layer:
         """The weights as the plan wants them; packed when they are first wanted so."""
         key = (<uintptr_t> plan.isa, plan.pixels_on_lanes, plan.vectors)
         cdef Memory memory = self.packed.get(key)
-        cdef Py_ssize_t groups = self.recipe.groups
+        cdef Py_ssize_t groups = self.recipe.groups, piece
         if memory is None:
             memory = Memory()
             memory.reserve(packed_floats(plan, self.weights.depth) * groups * sizeof(float))
-            pack_weights(plan, self.weights.data, self.weights.out_step, self.weights.in_step, self.weights.depth,
-                         groups, <float*> memory.data)
+            for piece in range(pieces_of_weights(plan, &self.weights, groups)):
+                pack_piece(plan, &self.weights, piece, <float*> memory.data)
             if len(self.packed) >= PACKINGS:
                 self.packed.clear()
             self.packed[key] = memory
