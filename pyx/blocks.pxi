@@ -5,6 +5,7 @@
 # cache.
 
 cdef enum:
+    PACKED_ALONE = 1 << 14         # floats of weights that are packed before other threads could help
     SCRATCH_PAD = 32               # floats after each line of a scratch map: room for whole vectors, and uneven lines
     BEHIND_PANELS = 2048           # bytes: tiles of matrix units are read whole, whatever lies behind their last row
     CUT_DEPTH = 64                 # in channels that are cut into pieces at a time
@@ -90,6 +91,8 @@ cdef struct Program:
     Step* steps
     int count
     Head head
+    const Weights* unpacked        # of the only step, packed before all else; NULL: they are packed
+    float* packed                  # where to
     Py_ssize_t pixels              # in a span
     Schedule schedule
     size_t strips_at, panels_at, partial_at, residual_at, odd_at, staging_at, head_at, thread_bytes
@@ -818,7 +821,13 @@ cdef void leave(const Program* g, uint64_t before) noexcept nogil:
 cdef void run_program(const Program* g, char* memory) noexcept nogil:
     """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before = 0
-    cdef Py_ssize_t unit
+    cdef Py_ssize_t unit, share, shares = 0
+    if g.unpacked != NULL:
+        shares = shares_of_weights(&g.steps[0].plan, g.unpacked, g.steps[0].groups)
+    if g.schedule.threads == 1 or g.steps[0].group_weights * g.steps[0].groups < PACKED_ALONE:
+        for share in range(shares):
+            pack_share(&g.steps[0].plan, g.unpacked, g.steps[0].groups, share, g.packed)
+        shares = 0
     if g.schedule.threads == 1:
         before = enter(g)
         for unit in range(g.schedule.units):
@@ -828,6 +837,9 @@ cdef void run_program(const Program* g, char* memory) noexcept nogil:
     pwconv_let_workers_sleep()
     with parallel(num_threads=g.schedule.threads):
         before = enter(g)
+        if shares > 0:
+            for share in prange(shares, schedule="static"):
+                pack_share(&g.steps[0].plan, g.unpacked, g.steps[0].groups, share, g.packed)
         for unit in prange(g.schedule.units, schedule="dynamic"):
             run_unit(g, unit, memory + omp_get_thread_num() * g.thread_bytes)
         leave(g, before)
@@ -847,7 +859,7 @@ cdef size_t packed_bytes(const Plan* p, Py_ssize_t depth, Py_ssize_t groups) noe
     """Bytes of all packed weights; behind them where pieces are used, which out channels are odd."""
     cdef size_t bytes = packed_floats(p, depth) * groups * sizeof(float)
     if p.unit.pieces:
-        bytes += BEHIND_PANELS + (groups * p.out_side.n + MAX_LANES) * sizeof(uint32_t)
+        bytes += BEHIND_PANELS + groups * p.out_side.n * sizeof(uint32_t)
     return aligned(bytes)
 
 
@@ -858,43 +870,52 @@ cdef uint32_t* odd_outs(const Plan* p, Py_ssize_t depth, Py_ssize_t groups, cons
     return <uint32_t*> (<char*> (packed + packed_floats(p, depth) * groups) + BEHIND_PANELS)
 
 
-cdef void pack_weights(const Plan* p, const Weights* w, Py_ssize_t groups, float* dst) noexcept nogil:
-    """Weights as panels [group][out tile][in channel][out channel]; what pads the last tile of lanes is zero."""
-    cdef Py_ssize_t group_floats = packed_floats(p, w.depth), column = column_floats(p.unit, w.depth)
-    cdef Py_ssize_t group, tile, out, first
-    cdef uint32_t* odd = odd_outs(p, w.depth, groups, dst)
+cdef inline Py_ssize_t shared_depth(const Plan* p, Py_ssize_t depth) noexcept nogil:
+    """In channels that are packed at a time: all where an out channel is marked by what any of them holds."""
+    return max(<Py_ssize_t> 1, depth) if p.unit.pieces else SUM_BLOCK
+
+
+cdef inline Py_ssize_t shares_of_weights(const Plan* p, const Weights* w, Py_ssize_t groups) noexcept nogil:
+    """How many shares are packed one by one: a tile's out channels by so many in channels."""
+    return groups * p.out_side.tiles * ceil_div(w.depth, shared_depth(p, w.depth))
+
+
+cdef void pack_share(const Plan* p, const Weights* w, Py_ssize_t groups, Py_ssize_t share, float* dst) noexcept nogil:
+    """A share of panels [group][out tile][in channel][out channel]; what pads the last tile of lanes is zero."""
+    cdef Py_ssize_t depth = shared_depth(p, w.depth), blocks = ceil_div(w.depth, depth)
+    cdef Py_ssize_t channel = share % blocks * depth
+    cdef Py_ssize_t tile = share // blocks % p.out_side.tiles
+    cdef Py_ssize_t group = share // blocks // p.out_side.tiles
+    cdef Py_ssize_t out = tile_start(&p.out_side, tile), first = group * p.out_side.n + out
     cdef pack_t pack
     pack.kind = KIND_FLOAT32
     pack.step = w.out_step
     pack.channel_step = w.in_step
-    pack.depth = w.depth
+    pack.depth = min(depth, w.depth - channel)
     pack.panel = 0
     pack.at = 0
     pack.scale = pack.shift = NULL
-    if odd != NULL:
-        memset(odd, 0, (groups * p.out_side.n + MAX_LANES) * sizeof(uint32_t))
-    for group in range(groups):
-        for tile in range(p.out_side.tiles):
-            out = tile_start(&p.out_side, tile)
-            first = group * p.out_side.n + out
-            pack.count = tile_start(&p.out_side, tile + 1) - out
-            pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.unit, pack.count) * p.unit.lanes
-            pack.src = w.data + first * w.out_step
-            pack.dst = dst + group * group_floats + out * column
-            if pack.count < pack.width:
-                memset(pack.dst, 0, pack.width * column * sizeof(float))
-            if p.unit.pieces:
-                cut_weights(p, &pack, odd + first)
-            else:
-                p.isa.pack(&pack)
+    pack.count = tile_start(&p.out_side, tile + 1) - out
+    pack.width = pack.count if p.pixels_on_lanes else vectors_for(p.unit, pack.count) * p.unit.lanes
+    pack.src = w.data + first * w.out_step + channel * w.in_step
+    pack.dst = (dst + group * packed_floats(p, w.depth) + out * column_floats(p.unit, w.depth)
+                + column_floats(p.unit, channel) * pack.width)
+    if pack.count < pack.width:
+        memset(pack.dst, 0, pack.width * column_floats(p.unit, pack.depth) * sizeof(float))
+    if p.unit.pieces:
+        cut_weights(p, &pack, odd_outs(p, w.depth, groups, dst) + first)
+    else:
+        p.isa.pack(&pack)
 
 
 cdef void cut_weights(const Plan* p, const pack_t* panel, uint32_t* odd) noexcept nogil:
     """A panel of weights in pieces."""
     cdef bint by_rows = cuts_rows(p, p.pixels_on_lanes, panel.channel_step)
     cdef float staging[(CUT_DEPTH + ROW_PAD) * MAX_LANES]
+    cdef uint32_t marks[2 * MAX_LANES]   # whole vectors, which may reach into another thread's out channels
     cdef Py_ssize_t channel = 0
     cdef pack_t pack = panel[0]
+    memset(marks, 0, sizeof(marks))
     pack.dst = staging
     pack.width = pack.panel = CUT_DEPTH + ROW_PAD if by_rows else pack.count
     while channel < panel.depth:
@@ -902,10 +923,10 @@ cdef void cut_weights(const Plan* p, const pack_t* panel, uint32_t* odd) noexcep
         pack.depth = min(<Py_ssize_t> CUT_DEPTH, panel.depth - channel)
         if by_rows:
             p.isa.pack_rows(&pack)
-            cut(p, p.pixels_on_lanes, True, <char*> staging, pack.width * sizeof(float), sizeof(float), pack.count,
-                pack.depth, panel.width, panel.dst, 0, channel, odd)
         else:
             p.isa.pack(&pack)
-            cut(p, p.pixels_on_lanes, False, <char*> staging, sizeof(float), pack.width * sizeof(float), pack.count,
-                pack.depth, panel.width, panel.dst, 0, channel, odd)
+        cut(p, p.pixels_on_lanes, by_rows, <char*> staging, (pack.width if by_rows else 1) * sizeof(float),
+            (1 if by_rows else pack.width) * sizeof(float), pack.count, pack.depth, panel.width, panel.dst, 0, channel,
+            marks)
         channel += pack.depth
+    memcpy(odd, marks, panel.count * sizeof(uint32_t))

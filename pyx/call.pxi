@@ -131,6 +131,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     program.steps = &step
     program.count = 1
     program.head.code = HEAD_NONE
+    program.unpacked = NULL
     program.pixels = size // weights.outs // spans
     describe_step(&step, recipe, &weights)
     read_input(&step, recipe, x, apart)
@@ -160,8 +161,9 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
-        pack_weights(&step.plan, &weights, groups, <float*> (data + at))
-        use_weights(&step, <const float*> (data + at))
+        program.unpacked = &weights
+        program.packed = <float*> (data + at)
+        use_weights(&step, program.packed)
         at += weight_bytes
         step.bias = fill_tables(NULL, weights.bias, 0.0, groups, step.outs, data, &at, NULL)
         step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)

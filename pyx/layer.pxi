@@ -124,11 +124,12 @@ cdef class Layer:
         """The weights as the plan wants them; packed when they are first wanted so."""
         key = (<uintptr_t> plan.unit, plan.pixels_on_lanes, plan.vectors)
         cdef Memory memory = self.packed.get(key)
-        cdef Py_ssize_t groups = self.recipe.groups
+        cdef Py_ssize_t groups = self.recipe.groups, share
         if memory is None:
             memory = Memory()
             memory.reserve(packed_bytes(plan, self.weights.depth, groups))
-            pack_weights(plan, &self.weights, groups, <float*> memory.data)
+            for share in range(shares_of_weights(plan, &self.weights, groups)):
+                pack_share(plan, &self.weights, groups, share, <float*> memory.data)
             if len(self.packed) >= PACKINGS:
                 self.packed.clear()
             self.packed[key] = memory

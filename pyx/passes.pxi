@@ -159,6 +159,7 @@ def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_
     program.steps = <Step*> made.data
     program.count = count
     program.head.code = HEAD_NONE
+    program.unpacked = NULL
     buffers = <Buffers*> (made.data + count * aligned(sizeof(Step)))
     inputs.held = 0
     inputs.map = &inputs.one_map
