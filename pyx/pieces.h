@@ -56,7 +56,7 @@ INLINE void split_rows(const split_t *s, const int PIECES) {
                 const ptrdiff_t channel = start + k;
                 const pieces_t p =
                     pieces_of(load_up_to(src + channel * sizeof(float), s->depth - channel), PIECES, &odd);
-    UNROLL for (int i = 0; i < PIECES; i++) {
+                for (int i = 0; i < PIECES; i++) {
                     const narrow halves = __builtin_convertvector(p.piece[i] >> 16, narrow);
                     store_up_to(dst + i * s->apart + k * sizeof(uint16_t), &halves, (end - k) * sizeof(uint16_t),
                                 sizeof halves);

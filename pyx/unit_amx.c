@@ -86,7 +86,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
     EACH_SUM(_tile_stored, sums);
     for (int row = 0; row < t->rows; row++) {
         vec sum[2];
-    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] = load(sums + (row * VECTORS + v) * LANES);
+        for (int v = 0; v < VECTORS; v++) sum[v] = load(sums + (row * VECTORS + v) * LANES);
         put_row(t, t->y + row * t->y_step, row, sum, VECTORS);
     }
 }
