@@ -31,7 +31,10 @@ INSTRUCTION_SETS = {
         "pyx/unit_amx.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mamx-tile", "-mamx-bf16"],
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
-    "aarch64": {"pyx/isa_neon.c": ["-fno-schedule-insns"]},
+    "aarch64": {
+        "pyx/isa_neon.c": ["-fno-schedule-insns"],
+        "pyx/unit_neon_bf16.c": ["-fno-schedule-insns", "-march=armv8.2-a+bf16"],
+    },
 }
 WINDOWS, MACOS = os.name == "nt", sys.platform == "darwin"
 # Free-threaded CPython has no limited API: its wheels are for one version each.

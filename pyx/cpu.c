@@ -123,24 +123,35 @@ void pwconv_float_leave(uint64_t before) {
 #elif defined(__aarch64__)
 
 extern const isa_t pwconv_isa_neon;
-static const level_t built[] = {{"neon", &pwconv_isa_neon, {0}}};
+extern const unit_t pwconv_unit_neon_bf16_1, pwconv_unit_neon_bf16_2;
+
+enum { NEON, NEON_BF16 };
+static const level_t built[] = {
+    [NEON] = {"neon", &pwconv_isa_neon, {0}},
+    [NEON_BF16] = {"neon_bf16",
+                   &pwconv_isa_neon,
+                   {[HIGH] = &pwconv_unit_neon_bf16_2, [MEDIUM] = &pwconv_unit_neon_bf16_1}},
+};
 
 static int allowed(const unit_t *unit) {
     (void)unit;
     return 1;
 }
 
-cpu_facts_t pwconv_cpu_facts(void) {
-    return (cpu_facts_t){0};
-}
-
+/* NEON belongs to AArch64; BFMMLA came later. */
 int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
-    (void)index, (void)facts;
-    return 1; /* NEON belongs to AArch64 */
+    return (const int[]){[NEON] = 1, [NEON_BF16] = facts->bf16}[index];
 }
 
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
+
+cpu_facts_t pwconv_cpu_facts(void) {
+    int bf16 = 0;
+    size_t length = sizeof bf16;
+    const int known = sysctlbyname("hw.optional.arm.FEAT_BF16", &bf16, &length, NULL, 0) == 0;
+    return (cpu_facts_t){.bf16 = known && bf16};
+}
 
 size_t pwconv_cache_bytes(int level) {
     static const char *const names[] = {"hw.l1dcachesize", "hw.l2cachesize", "hw.l3cachesize"};
@@ -148,6 +159,19 @@ size_t pwconv_cache_bytes(int level) {
     return sysctlbyname(names[level - 1], &bytes, &length, NULL, 0) == 0 ? bytes : 0;
 }
 #else
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+cpu_facts_t pwconv_cpu_facts(void) {
+#if defined(__linux__)
+    const unsigned long hwcap2_bf16 = 1 << 14;
+    return (cpu_facts_t){.bf16 = (getauxval(AT_HWCAP2) & hwcap2_bf16) != 0};
+#else
+    return (cpu_facts_t){0};
+#endif
+}
+
 size_t pwconv_cache_bytes(int level) {
     for (int index = 0; index < 8; index++) {
         char path[96], kind[16] = "";

@@ -4,10 +4,11 @@
 
 #include "isa.h"
 
-/* What CPUID and XGETBV say on x86; unused elsewhere. Tests make up their own. */
+/* What CPUID and XGETBV say on x86, of which tests make up their own; and what the system says on AArch64. */
 typedef struct {
     uint32_t leaf1_ecx, leaf7_ebx, leaf7_edx, leaf7_1_eax;
     uint64_t xcr0;
+    int bf16;
 } cpu_facts_t;
 
 cpu_facts_t pwconv_cpu_facts(void);

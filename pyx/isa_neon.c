@@ -1,56 +1,6 @@
-/* AArch64 NEON: 32 registers of 4 lanes. */
-#include <arm_neon.h>
-#include <stdint.h>
-#include <string.h>
+#include "neon.h"
 
-#define LANES 4
-#define VEC_REGISTER "w"
 #define TILES(X) UP_TO_14(X, 1) UP_TO_12(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
-
-typedef float vec __attribute__((vector_size(16)));
-
-static inline vec splat(float x) {
-    return (vec)vdupq_n_f32(x);
-}
-
-static inline vec fmadd(vec a, vec b, vec c) {
-    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-}
-
-/* a > b ? a : b as on x86; FMAX would turn a number and NaN into NaN in either order. */
-static inline vec larger(vec a, vec b) {
-    return (vec)vbslq_f32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
-}
-
-static inline vec smaller(vec a, vec b) {
-    return (vec)vbslq_f32(vcltq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
-}
-
-static inline vec interleave_low(vec a, vec b) {
-    return (vec)vzip1q_f32((float32x4_t)a, (float32x4_t)b);
-}
-
-static inline vec interleave_high(vec a, vec b) {
-    return (vec)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
-}
-
-/* The first n < LANES lanes; the others are zero, or stay as they are in memory. */
-static inline vec load_first(const void *p, int n) {
-    float lanes[LANES] = {0};
-    for (int i = 0; i < n; i++) memcpy(lanes + i, (const char *)p + i * sizeof(float), sizeof(float));
-    return (vec){lanes[0], lanes[1], lanes[2], lanes[3]};
-}
-
-static inline void store_first(void *p, vec v, int n) {
-    for (int i = 0; i < n; i++) {
-        const float lane = v[i];
-        memcpy((char *)p + i * sizeof(float), &lane, sizeof lane);
-    }
-}
-
-static inline vec gather(const float *from, const int32_t *index) {
-    return (vec){from[index[0]], from[index[1]], from[index[2]], from[index[3]]};
-}
 
 #include "isa_table.h"
 

@@ -96,3 +96,11 @@ INLINE void split_panel(const split_t *s, const int PIECES, const int WORDS) {
         if (j < s->columns) split_lines(s, PIECES, WORDS, k, j, s->columns - j);
     }
 }
+
+INLINE void split_columns(const split_t *s, const int PIECES, const int WORDS) {
+    if (s->by_rows) {
+        split_rows(s, PIECES);
+    } else {
+        split_panel(s, PIECES, WORDS);
+    }
+}

@@ -104,3 +104,11 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
     char *y = t->y;
     UNROLL for (int r = 0; r < ROWS; r++, y += t->y_step) put_row(t, y, r, sum[r], VECTORS);
 }
+
+/* Tiles of up to so many rows and V vectors, from which TILES(X) is put together. */
+#define UP_TO_2(X, V) X(1, V) X(2, V)
+#define UP_TO_4(X, V) UP_TO_2(X, V) X(3, V) X(4, V)
+#define UP_TO_6(X, V) UP_TO_4(X, V) X(5, V) X(6, V)
+#define UP_TO_8(X, V) UP_TO_6(X, V) X(7, V) X(8, V)
+#define UP_TO_12(X, V) UP_TO_8(X, V) X(9, V) X(10, V) X(11, V) X(12, V)
+#define UP_TO_14(X, V) UP_TO_12(X, V) X(13, V) X(14, V)

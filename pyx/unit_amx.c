@@ -101,19 +101,11 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
 KERNELS(1, 1) KERNELS(1, 2) KERNELS(2, 1) KERNELS(2, 2)
 
 static void split_1(const split_t *s) {
-    if (s->by_rows) {
-        split_rows(s, 1);
-    } else {
-        split_panel(s, 1, 1);
-    }
+    split_columns(s, 1, 1);
 }
 
 static void split_2(const split_t *s) {
-    if (s->by_rows) {
-        split_rows(s, 2);
-    } else {
-        split_panel(s, 2, 1);
-    }
+    split_columns(s, 2, 1);
 }
 
 static void enter(void) {

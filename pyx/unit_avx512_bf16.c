@@ -16,11 +16,7 @@ static inline vec add_products(vec a, vec b, vec c) {
 #include "tiles.h"
 
 static void split(const split_t *s) {
-    if (s->by_rows) {
-        split_rows(s, 1);
-    } else {
-        split_panel(s, 1, 1);
-    }
+    split_columns(s, 1, 1);
 }
 
 const unit_t pwconv_unit_avx512_bf16 = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 import sys
 
 import process
@@ -83,6 +84,11 @@ def test_this_machine():
             "amx": {"amx_tile", "amx_bf16"},
         }
         assert {name for name, needed in wanted.items() if needed <= set(flags)} == {*supported} - {"baseline"}
+    if sys.platform == "linux" and platform.machine() == "aarch64":
+        hwcap2, bf16 = 26, 1 << 14  # Linux's auxvec.h and AArch64's hwcap.h
+        with open("/proc/self/auxv", "rb") as auxv:
+            told = dict(struct.iter_unpack("=QQ", auxv.read()))
+        assert ("neon_bf16" in supported) == bool(told[hwcap2] & bf16)
 
 
 PROGRAM = """

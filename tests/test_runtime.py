@@ -248,7 +248,7 @@ def test_each_instruction_set_can_be_asked_for(engine):
 
 def test_an_instruction_set_of_other_machines_is_refused(engine):
     """Built in, but not supported; or not even built."""
-    for name in {"baseline", "avx2", "avx512", "neon"} - set(engine.isa_supported()):
+    for name in {"baseline", "avx2", "avx512", "neon", "neon_bf16"} - set(engine.isa_supported()):
         process = python("import pwconv", PWCONV_ISA=name)
         assert f"on this machine, got '{name}'" in process.stderr.splitlines()[-1]
 
