@@ -91,14 +91,15 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
     }
 }
 
-#define KERNELS(PIECES, VECTORS)                                          \
-    static void short_##PIECES##x##VECTORS(const tile_t *t) {             \
-        matrix_tile(t, PIECES, 0, VECTORS);                               \
-    }                                                                     \
-    static void tall_##PIECES##x##VECTORS(const tile_t *t) {              \
-        matrix_tile(t, PIECES, 1, VECTORS);                               \
+#define TILES(X) X(1, 1) X(1, 2) X(2, 1) X(2, 2) /* pieces, vectors */
+#define KERNELS(PIECES, VECTORS)                              \
+    static void short_##PIECES##x##VECTORS(const tile_t *t) { \
+        matrix_tile(t, PIECES, 0, VECTORS);                   \
+    }                                                         \
+    static void tall_##PIECES##x##VECTORS(const tile_t *t) {  \
+        matrix_tile(t, PIECES, 1, VECTORS);                   \
     }
-KERNELS(1, 1) KERNELS(1, 2) KERNELS(2, 1) KERNELS(2, 2)
+TILES(KERNELS)
 
 static void split_1(const split_t *s) {
     split_columns(s, 1, 1);
@@ -123,21 +124,21 @@ static void leave(void) {
     _tile_release();
 }
 
-#define UNIT(PIECES, NAME, HALVES)                                           \
-    {                                                                        \
-        .name = NAME,                                                        \
-        .pieces = PIECES,                                                    \
-        .lanes = LANES,                                                      \
-        .channels = 2 * STEP_LINES,                                          \
-        .together = {2, 2 * STEP_LINES},                                     \
-        .halves = HALVES,                                                    \
-        .rows = {0, 2 * SIDE, 2 * SIDE},                                     \
-        .kernel = {{{NULL},                                                  \
-                    {[1 ... 16] = short_##PIECES##x1, [17 ... 32] = tall_##PIECES##x1}, \
+#define UNIT(PIECES, NAME, HALVES)                                                        \
+    {                                                                                     \
+        .name = NAME,                                                                     \
+        .pieces = PIECES,                                                                 \
+        .lanes = LANES,                                                                   \
+        .channels = 2 * STEP_LINES,                                                       \
+        .together = {2, 2 * STEP_LINES},                                                  \
+        .halves = HALVES,                                                                 \
+        .rows = {0, 2 * SIDE, 2 * SIDE},                                                  \
+        .kernel = {{{NULL},                                                               \
+                    {[1 ... 16] = short_##PIECES##x1, [17 ... 32] = tall_##PIECES##x1},   \
                     {[1 ... 16] = short_##PIECES##x2, [17 ... 32] = tall_##PIECES##x2}}}, \
-        .split = split_##PIECES,                                             \
-        .enter = enter,                                                      \
-        .leave = leave,                                                      \
+        .split = split_##PIECES,                                                          \
+        .enter = enter,                                                                   \
+        .leave = leave,                                                                   \
     }
 
 const unit_t pwconv_unit_amx_1 = UNIT(1, "amx", 2);
