@@ -2,7 +2,8 @@
 
     python benchmarks/backward.py [--layout NHWC] [--threads N] [--layers resnet50] [--need x,weight,bias]
 
-needs torch. Both compute the same arrays, and are checked to agree, in rotating order; medians of the rounds count.
+needs torch. Both compute the same arrays, and are checked to agree, in rotating order; medians of the rounds count. The
+share is pwconv's of the FMA peak.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import numpy as np
 
 import pwconv
 from pwconv import runtime
+from pwconv._limits import measure
 from pwconv._race import LAYOUTS, NETWORKS, Call, Operands, elsewhere, race, select
 from pwconv.arguments import GRADIENTS
 
@@ -31,15 +33,19 @@ def main() -> int:
     if status is not None:
         return status
     need = options.need.split(",")
-    print(f"{runtime.config()['cpu']}, {options.layout}, threads: {options.threads}, gradients of {', '.join(need)}\n")
-    print(f"{'':<26}{'pwconv':>12}{'torch':>12}")
+    peak = measure(runtime.engine.isa_active(), options.threads).peak
+    print(f"{runtime.config()['cpu']}, {options.layout}, threads: {options.threads}, gradients of {', '.join(need)}")
+    print(f"FMA peak: {peak:.0f} GFLOP/s\n")
+    print(f"{'':<26}{'pwconv':>12}{'torch':>12}{'':>9}{'share':>7}")
     ratios = []
     for workload in select(options.layers.split(",")) if options.layers else NETWORKS:
         calls = contenders(Operands(workload, options.layout), need)
         times = race(calls, rounds=ROUNDS, threads=options.threads)
         seconds = {name: statistics.median(rounds) for name, rounds in times.items()}
         ratios.append(seconds["torch"] / seconds["pwconv"])
-        print(f"{workload!s:<26}" + "".join(f"{s * 1e6:>9.0f} us" for s in seconds.values()) + f"{ratios[-1]:>8.2f}x")
+        share = workload.flops * len({"x", "weight"}.intersection(need)) / seconds["pwconv"] * 1e-9 / peak
+        row = "".join(f"{s * 1e6:>9.0f} us" for s in seconds.values())
+        print(f"{workload!s:<26}{row}{ratios[-1]:>8.2f}x{share:>7.0%}", flush=True)
     print(f"{'geometric mean':<50}{statistics.geometric_mean(ratios):>8.2f}x")
     return 0
 

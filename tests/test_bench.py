@@ -262,7 +262,8 @@ def test_a_layer_that_is_won_is_raced_once(monkeypatch):
 # Environment ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer():
+def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer(monkeypatch):
+    monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512"))
     before = {"HOME": "/", "OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "512", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     after = _race.race_environment(before, 3, "avx512")
     assert after == {"HOME": "/", "PWCONV_ISA": "avx512"} | dict.fromkeys(
@@ -274,6 +275,9 @@ def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer():
     # A process started with it is not started again.
     assert _race.race_environment(limited, 3, "avx2") == limited
     assert _race.race_environment(after, 3, "avx512") == after
+    # Where AVX2 is all there is, nothing is limited.
+    monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2"))
+    assert _race.race_environment(before, 3, "avx2") == after | {"PWCONV_ISA": "avx2"}
 
 
 # Options --------------------------------------------------------------------------------------------------------------

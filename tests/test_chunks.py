@@ -162,6 +162,7 @@ def test_a_scene_bigger_than_memory_on_threads(big_scene, tmp_path):
 
 
 @pytest.mark.measures
+@pytest.mark.thread_unsafe(reason="a cluster changes the settings of Dask and of the whole process")
 @process.needs_linux
 def test_a_scene_bigger_than_memory_on_a_cluster(big_scene, tmp_path):
     path, expected = big_scene

@@ -324,6 +324,10 @@ def test_nothing_is_written_to(rng):
 # Layers and chains ----------------------------------------------------------------------------------------------------
 
 
+# What these tests draw lies at no bend of an activation; what several threads draw in turn from one generator may.
+draws_alone = pytest.mark.thread_unsafe(reason="threads would share its generator, and draw other numbers")
+
+
 def slope(activation, v):
     """The derivative of an activation in float64, by a central difference (no v here is that close to a bend)."""
     step = 1e-5
@@ -336,6 +340,7 @@ def assert_near(grad, expected, tolerance=1e-5):
     np.testing.assert_allclose(grad, expected, rtol=0, atol=tolerance * abs(expected).max())
 
 
+@draws_alone
 @pytest.mark.parametrize("backend", ["native", "numpy"])
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (4, 2)])
 @pytest.mark.parametrize(("layout", "out_layout"), [("NCHW", "NCHW"), ("NHWC", "NHWC"), ("NCHW", "NHWC")])
@@ -352,6 +357,7 @@ def test_a_layer(rng, activation, layout, out_layout, groups, stride, backend):
         assert_near(grad, value)
 
 
+@draws_alone
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
 def test_a_layer_that_activates_its_input(rng, activation, layout):
@@ -436,6 +442,7 @@ def layers(rng, **options):
     return made
 
 
+@draws_alone
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_a_chain(rng, layout):
     x, _, grad_y = problem(rng, layout, outs=8)
