@@ -369,7 +369,7 @@ def race_environment(environ: Mapping[str, str], threads: int, isa: str) -> dict
     limits = {name for names in _ISA_LIMITS.values() for name in names}
     kept = {name: value for name, value in environ.items() if name not in limits and not name.startswith("OPENBLAS_")}
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS")
-    limit = {} if isa == runtime.engine.isa_supported()[-1] else _ISA_LIMITS[isa]
+    limit = {} if isa == runtime.engine.isa_supported()[-1] else _ISA_LIMITS.get(isa, {})
     return kept | limit | dict.fromkeys(counts, str(threads)) | {"PWCONV_ISA": isa}
 
 

@@ -263,7 +263,7 @@ def test_a_layer_that_is_won_is_raced_once(monkeypatch):
 
 
 def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer(monkeypatch):
-    monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512"))
+    monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512", "avx512_bf16"))
     before = {"HOME": "/", "OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "512", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     after = _race.race_environment(before, 3, "avx512")
     assert after == {"HOME": "/", "PWCONV_ISA": "avx512"} | dict.fromkeys(
