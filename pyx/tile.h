@@ -21,7 +21,16 @@ enum { ONE_CHAIN = 0 };
 enum { TALLEST = 14 }; /* of the register tiles */
 
 #define INLINE static inline __attribute__((always_inline))
+/* Each compiler takes its own words only; unrolled twice, Clang keeps more sums in memory. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define NO_UNROLL _Pragma("clang loop unroll(disable)")
+#define TWO_A_TURN NO_UNROLL
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1")
+#define TWO_A_TURN _Pragma("GCC unroll 2")
+#endif
 
 /* Feature maps may lie at any byte address. */
 typedef float loose_float __attribute__((aligned(1), may_alias));
@@ -73,7 +82,7 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
         UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < VECTORS; v++)
             sum[r][v] = ONE_CHAIN && !first ? load(t->partial + r * pitch + v * LANES) : splat(0.0f);
         /* Two steps a turn: the narrow front ends (Haswell) are what bounds small tiles. */
-        _Pragma("GCC unroll 2") for (ptrdiff_t k = 0; k < n; k++) {
+        TWO_A_TURN for (ptrdiff_t k = 0; k < n; k++) {
             vec lane[MAX_VECTORS];
             UNROLL for (int v = 0; v < VECTORS; v++) lane[v] = load(b + v * sizeof(vec));
             UNROLL for (int r = 0; r < ROWS; r++) {

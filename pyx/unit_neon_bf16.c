@@ -44,8 +44,8 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, cons
         }
     }
     for (ptrdiff_t step = 0; step < t->steps; step++, a += t->a_step, b += t->b_step) {
-        /* GCC runs out of registers where it unrolls this loop. */
-        _Pragma("GCC unroll 1") for (int i = 0; i < products; i++) {
+        /* Unrolled, it runs out of registers. */
+        NO_UNROLL for (int i = 0; i < products; i++) {
             vec rows[MOST_PAIRS];
             UNROLL for (int p = 0; p < PAIRS; p++) rows[p] = load(a + a_piece[i] + p * sizeof(vec));
             UNROLL for (int l = 0; l < 2 * VECTORS; l++) {
