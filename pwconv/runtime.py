@@ -260,5 +260,4 @@ def _cpu_name() -> str:
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    # Where procfs tells, no processor() is asked for: that starts a process, which an isolated sub-interpreter may not.
-    return next(names, "") or platform.processor() or platform.machine()
+    return next(names, platform.processor() or platform.machine())

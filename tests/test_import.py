@@ -32,7 +32,7 @@ except ImportError:  # before CPython 3.13
     import _xxsubinterpreters as interpreters
 import numpy, pwconv, pwconv._engine as engine
 
-package = "import pwconv; outcome = pwconv.config()['backend']"
+package = "from pwconv.runtime import resolve_backend; outcome = resolve_backend('auto')"
 engine_alone = f'''
 from importlib.util import module_from_spec, spec_from_file_location
 outcome = module_from_spec(spec_from_file_location({engine.__name__!r}, {engine.__file__!r}))
