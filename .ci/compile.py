@@ -28,6 +28,8 @@ def main() -> None:
             compiler = [sys.executable, "-m", "ziglang", "cc", f"--target={machine}-{system}"]
             with tempfile.TemporaryDirectory() as folder:
                 files = ["-c", source, "-o", str(Path(folder, "object"))]
+                # Zig wants the name of a processor where other compilers want that of an architecture.
+                flags = [flag.replace("-march=armv8.2-a", "-mcpu=generic") for flag in flags]
                 command = [*compiler, *settings["COMMON_FLAGS"], "-O1", *WARNINGS, *flags, *files]
                 subprocess.run(command, cwd=ROOT, check=True)
             print(f"{machine}-{system}: {source}")
