@@ -26,7 +26,7 @@ StrideLike: TypeAlias = int | Sequence[int]
 MAX_AXES = 16
 NAMED_LAYOUTS = ("channels_first", "channels_last")
 WEIGHT_LAYOUTS = ("OI", "IO")
-PRECISIONS = ("highest", "high", "medium")
+PRECISIONS = ("highest", "high", "medium")  # in the order of isa.h
 BACKENDS = ("auto", "native", "numpy")
 GRADIENTS = ("x", "weight", "bias")
 

@@ -4,6 +4,8 @@
 
 #define LANES 16
 #define VEC_REGISTER "v"
+#define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
+#define TALLEST_TILES 0, 14, 14, 8, 6, 0, 4 /* for each number of vectors */
 
 typedef float vec __attribute__((vector_size(64)));
 

@@ -45,9 +45,9 @@ cdef struct Step:
     FeatureMap residual            # data is NULL where there is none
     const float* weights           # packed as the plan wants them
     Py_ssize_t group_weights       # floats from group to group
-    uint32_t* odd_outs       # out channels whose weights cannot be told in pieces: not zero
-    Weights raw
-    int precision
+    uint32_t* odd_outs             # out channels whose weights cannot be told in pieces: not zero
+    Weights raw                    # the same weights before they were packed
+    int precision                  # as in isa.h
     const float* bias              # tables of channel_pitch floats a group, so that whole vectors can be loaded
     const float* scale
     Py_ssize_t channel_pitch
@@ -91,8 +91,7 @@ cdef struct Program:
     Step* steps
     int count
     Head head
-    const Weights* unpacked        # of the only step, packed before all else; NULL: they are packed
-    float* packed                  # where to
+    float* unpacked                # where the only step's weights are packed to before all else; NULL: they are
     Py_ssize_t pixels              # in a span
     Schedule schedule
     size_t strips_at, panels_at, partial_at, residual_at, odd_at, staging_at, head_at, thread_bytes
@@ -411,13 +410,16 @@ cdef void finish_tile(const Step* t, const Block* b, float* sum, Py_ssize_t pixe
     move_tile(p, b.y, b.span, True, sum, pitch, pixel, pixels, channel, outs)
 
 
+cdef inline const uint32_t* marks(const Step* t, const Block* b, bint pixels) noexcept nogil:
+    """Which of a block's pixels, or of its group's out channels, cannot be told in pieces."""
+    return b.odd if pixels else t.odd_outs + b.group * t.outs
+
+
 cdef bint is_odd(const Step* t, const Block* b, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t lane,
                  Py_ssize_t lanes) noexcept nogil:
     """Is there a pixel or an out channel in this tile that cannot be told in pieces?"""
-    cdef bint on_lanes = t.plan.pixels_on_lanes
-    cdef uint32_t* outs = t.odd_outs + b.group * t.outs
-    cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
-    cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
+    cdef const uint32_t* odd_lanes = marks(t, b, t.plan.pixels_on_lanes) + lane
+    cdef const uint32_t* odd_rows = marks(t, b, not t.plan.pixels_on_lanes) + row
     cdef uint32_t odd = 0
     cdef Py_ssize_t i
     for i in range(lanes):
@@ -433,9 +435,8 @@ cdef void mend_tile(const Step* t, const Block* b, float* sum, Py_ssize_t row, P
     cdef const Plan* p = &t.plan
     cdef const unit_t* unit = &p.isa.unit
     cdef bint on_lanes = p.pixels_on_lanes
-    cdef uint32_t* outs = t.odd_outs + b.group * t.outs
-    cdef const uint32_t* odd_lanes = (b.odd if on_lanes else outs) + lane
-    cdef const uint32_t* odd_rows = (outs if on_lanes else b.odd) + row
+    cdef const uint32_t* odd_lanes = marks(t, b, on_lanes) + lane
+    cdef const uint32_t* odd_rows = marks(t, b, not on_lanes) + row
     cdef Exact* exact = &b.staging.exact
     cdef Py_ssize_t width = vectors * unit.lanes, i, j, n
     cdef Block some = b[0]
@@ -799,50 +800,55 @@ cdef void run_unit(const Program* g, Py_ssize_t unit, char* memory) noexcept nog
         run_head(g, &b, memory)
 
 
-cdef uint64_t enter(const Program* g) noexcept nogil:
-    """What a thread needs around its work; returns what leave() needs to put everything back."""
+cdef const unit_t* unit_to_enter(const Program* g) noexcept nogil:
+    """The unit that threads must enter, of which a machine has one kind; NULL: none."""
     cdef int i
     for i in range(g.count):
         if g.steps[i].outs and g.steps[i].plan.unit.enter != NULL:
-            g.steps[i].plan.unit.enter()
-            break
+            return g.steps[i].plan.unit
+    return NULL
+
+
+cdef uint64_t enter(const unit_t* unit) noexcept nogil:
+    """What a thread needs around its work; returns what leave() needs to put everything back."""
+    if unit != NULL:
+        unit.enter()
     return pwconv_float_enter()
 
 
-cdef void leave(const Program* g, uint64_t before) noexcept nogil:
-    cdef int i
-    for i in range(g.count):
-        if g.steps[i].outs and g.steps[i].plan.unit.leave != NULL:
-            g.steps[i].plan.unit.leave()
-            break
+cdef void leave(const unit_t* unit, uint64_t before) noexcept nogil:
+    if unit != NULL:
+        unit.leave()
     pwconv_float_leave(before)
 
 
 cdef void run_program(const Program* g, char* memory) noexcept nogil:
     """All units, on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before = 0
+    cdef const Step* first = &g.steps[0]
+    cdef const unit_t* entered = unit_to_enter(g)
     cdef Py_ssize_t unit, share, shares = 0
     if g.unpacked != NULL:
-        shares = shares_of_weights(&g.steps[0].plan, g.unpacked, g.steps[0].groups)
-    if g.schedule.threads == 1 or g.steps[0].group_weights * g.steps[0].groups < PACKED_ALONE:
+        shares = shares_of_weights(&first.plan, &first.raw, first.groups)
+    if g.schedule.threads == 1 or first.group_weights * first.groups < PACKED_ALONE:
         for share in range(shares):
-            pack_share(&g.steps[0].plan, g.unpacked, g.steps[0].groups, share, g.packed)
+            pack_share(&first.plan, &first.raw, first.groups, share, g.unpacked)
         shares = 0
     if g.schedule.threads == 1:
-        before = enter(g)
+        before = enter(entered)
         for unit in range(g.schedule.units):
             run_unit(g, unit, memory)
-        leave(g, before)
+        leave(entered, before)
         return
     pwconv_let_workers_sleep()
     with parallel(num_threads=g.schedule.threads):
-        before = enter(g)
+        before = enter(entered)
         if shares > 0:
             for share in prange(shares, schedule="static"):
-                pack_share(&g.steps[0].plan, g.unpacked, g.steps[0].groups, share, g.packed)
+                pack_share(&first.plan, &first.raw, first.groups, share, g.unpacked)
         for unit in prange(g.schedule.units, schedule="dynamic"):
             run_unit(g, unit, memory + omp_get_thread_num() * g.thread_bytes)
-        leave(g, before)
+        leave(entered, before)
 
 
 cdef Py_ssize_t packed_floats(const Plan* p, Py_ssize_t depth) noexcept nogil:

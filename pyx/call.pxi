@@ -161,9 +161,8 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
-        program.unpacked = &weights
-        program.packed = <float*> (data + at)
-        use_weights(&step, program.packed)
+        program.unpacked = <float*> (data + at)
+        use_weights(&step, program.unpacked)
         at += weight_bytes
         step.bias = fill_tables(NULL, weights.bias, 0.0, groups, step.outs, data, &at, NULL)
         step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)

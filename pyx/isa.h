@@ -44,7 +44,8 @@ typedef struct {
     const char *a, *b;
     ptrdiff_t a_step, b_step;   /* bytes; b: from step to step; a: see unit_t.kernel */
     ptrdiff_t a_apart, b_apart; /* bytes from piece to piece */
-    ptrdiff_t rows, steps;      /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
+    ptrdiff_t rows;             /* that count: a matrix unit computes whole tiles */
+    ptrdiff_t steps;            /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
     int first, last;            /* does the whole sum start, end in this call? */
     float *partial; /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
     /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */

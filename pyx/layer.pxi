@@ -33,7 +33,7 @@ cdef class Recipe:
         self.before.code, self.before.low, self.before.high = spec.input_activation
         self.after.code, self.after.low, self.after.high = spec.activation
         self.on_numpy = spec.backend == "numpy"
-        self.precision = PRECISIONS.index(spec.precision)
+        self.precision = explain().PRECISIONS.index(spec.precision)
         if resolved is None:
             if spec.layout in explain().NAMED_LAYOUTS:
                 self.by_rank = {}

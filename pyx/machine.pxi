@@ -36,8 +36,6 @@ cdef int threads_for(object num_threads) noexcept:
     return <int> min(wanted, 1024)
 
 
-cdef tuple PRECISIONS = ("highest", "high", "medium")    # in isa.h's order
-
 cdef int active_isa = 0
 cdef size_t[4] cache_bytes
 
@@ -61,7 +59,7 @@ def isa_supported(facts=None):
 def isa_units(name):
     """What multiplies where an instruction set is the highest that may be used: a name for each precision."""
     cdef int index = isa_built().index(name)
-    return {precision: pwconv_unit(index, code).name.decode() for code, precision in enumerate(PRECISIONS)}
+    return {precision: pwconv_unit(index, code).name.decode() for code, precision in enumerate(explain().PRECISIONS)}
 
 
 def isa_active():

@@ -91,7 +91,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
     }
 }
 
-#define TILES(X) X(1, 1) X(1, 2) X(2, 1) X(2, 2) /* pieces, vectors */
+#define EACH_KERNEL(X) X(1, 1) X(1, 2) X(2, 1) X(2, 2) /* pieces, vectors */
 #define KERNELS(PIECES, VECTORS)                              \
     static void short_##PIECES##x##VECTORS(const tile_t *t) { \
         matrix_tile(t, PIECES, 0, VECTORS);                   \
@@ -99,7 +99,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
     static void tall_##PIECES##x##VECTORS(const tile_t *t) {  \
         matrix_tile(t, PIECES, 1, VECTORS);                   \
     }
-TILES(KERNELS)
+EACH_KERNEL(KERNELS)
 
 static void split_1(const split_t *s) {
     split_columns(s, 1, 1);
@@ -124,9 +124,9 @@ static void leave(void) {
     _tile_release();
 }
 
-#define UNIT(PIECES, NAME, HALVES)                                                        \
+#define UNIT(PIECES, HALVES)                                                              \
     {                                                                                     \
-        .name = NAME,                                                                     \
+        .name = "amx",                                                                    \
         .pieces = PIECES,                                                                 \
         .lanes = LANES,                                                                   \
         .channels = 2 * STEP_LINES,                                                       \
@@ -141,5 +141,5 @@ static void leave(void) {
         .leave = leave,                                                                   \
     }
 
-const unit_t pwconv_unit_amx_1 = UNIT(1, "amx", 2);
-const unit_t pwconv_unit_amx_2 = UNIT(2, "amx", 6);
+const unit_t pwconv_unit_amx_1 = UNIT(1, 2);
+const unit_t pwconv_unit_amx_2 = UNIT(2, 6);

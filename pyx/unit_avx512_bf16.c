@@ -2,8 +2,6 @@
    float32, so this unit serves one piece only. */
 #include "avx512.h"
 
-#define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_8(X, 3) UP_TO_6(X, 4) UP_TO_4(X, 6)
-
 static inline vec add_products(vec a, vec b, vec c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
@@ -26,7 +24,7 @@ const unit_t pwconv_unit_avx512_bf16 = {
     .channels = 2,
     .together = {2, 2},
     .halves = 1,
-    .rows = {0, 14, 14, 8, 6, 0, 4},
+    .rows = {TALLEST_TILES},
     .kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)},
     .split = split,
 };
