@@ -19,16 +19,14 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-if os.environ.get("PWCONV_EMULATE_AMX") == "1":
-    COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
-
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/isa_baseline.c": [],
         "pyx/isa_avx2.c": ["-mavx2", "-mfma"],
-        "pyx/isa_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-        "pyx/unit_avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
-        "pyx/unit_amx.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mamx-tile", "-mamx-bf16"],
+        "pyx/isa_avx512.c": AVX512,
+        "pyx/unit_avx512_bf16.c": [*AVX512, "-mavx512bf16"],
+        "pyx/unit_amx.c": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {
@@ -36,6 +34,9 @@ INSTRUCTION_SETS = {
         "pyx/unit_neon_bf16.c": ["-fno-schedule-insns", "-march=armv8.2-a+bf16"],
     },
 }
+if os.environ.get("PWCONV_EMULATE_AMX") == "1":
+    COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
+    INSTRUCTION_SETS["x86_64"]["pyx/unit_amx.c"].remove("-mavx512bf16")
 WINDOWS, MACOS = os.name == "nt", sys.platform == "darwin"
 # Free-threaded CPython has no limited API: its wheels are for one version each.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")

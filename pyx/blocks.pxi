@@ -279,12 +279,13 @@ cdef void cut_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t
     cdef bint in_place = b.x_parts == 1 and b.x.kind == KIND_FLOAT32 and t.in_scale == NULL
     cdef Py_ssize_t panel = width * column_floats(p.unit, b.depth), channel = 0, channel_step, done, n
     cdef Py_ssize_t at_once = CUT_COLUMNS if p.rowwise else width
+    # Some channels of all panels, then the next ones, where pixels lie side by side: so a map is read in long runs.
+    cdef Py_ssize_t depth = b.depth if in_place and by_rows and b.x.channel_step == sizeof(float) else CUT_DEPTH
     cdef Block some = b[0]
     cdef Run run
-    # Some channels of all panels, then the next ones: so a map is read in long runs.
     while channel < b.depth:
         some.channel = b.channel + channel
-        some.depth = min(<Py_ssize_t> CUT_DEPTH, b.depth - channel)
+        some.depth = min(depth, b.depth - channel)
         done = 0
         while done < count:
             n = min(at_once - done % at_once, count - done)
@@ -417,7 +418,7 @@ cdef inline const uint32_t* marks(const Step* t, const Block* b, bint pixels) no
 
 cdef bint is_odd(const Step* t, const Block* b, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t lane,
                  Py_ssize_t lanes) noexcept nogil:
-    """Is there a pixel or an out channel in this tile that cannot be told in pieces?"""
+    """Is there a pixel or an out channel in this tile, or in these tiles, that cannot be told in pieces?"""
     cdef const uint32_t* odd_lanes = marks(t, b, t.plan.pixels_on_lanes) + lane
     cdef const uint32_t* odd_rows = marks(t, b, not t.plan.pixels_on_lanes) + row
     cdef uint32_t odd = 0
@@ -490,55 +491,67 @@ cdef void gather_side(const Step* t, const Block* b, bint pixels, Py_ssize_t fir
 
 cdef struct Ahead:
     # What the tiles of a panel fetch for later: the next panel of lanes, shared out among the rows of this one. A line
-    # of each channel at a time, all at once in the first where there are few.
+    # of some channels at a time, all at once in the first tiles where there are few.
     const char* at
-    Py_ssize_t step
-    Py_ssize_t lines               # 0: nothing
-    bint rows                      # pixels that are rows and in place instead: they follow each other, tile after tile
+    Py_ssize_t step                # bytes from a fetch to the next one of the same tile
+    Py_ssize_t lines               # side by side
+    Py_ssize_t apart               # bytes to the next such lines
+    Py_ssize_t shares              # how many tiles it takes; 0: nothing is fetched
+    bint rows                      # pixels that are rows instead: they follow each other, tile after tile
 
 
 cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, Py_ssize_t lane) noexcept nogil:
     """Chooses what is fetched during a panel of lanes: pixels or weights that come from far, never both."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t bytes = p.vectors * p.unit.lanes * sizeof(float), behind
+    cdef Py_ssize_t lanes = p.vectors * p.unit.lanes, behind
     cdef Ahead ahead
     cdef Run run
     ahead.at = panel
-    ahead.step = 0
-    ahead.lines = 0
+    ahead.step = ahead.apart = 0
+    ahead.lines = ahead.shares = 0
     ahead.rows = False
     if p.pixels_on_lanes:
         # Pixels behind this tile; those of the next block where this block's are packed already.
-        behind = b.pixels if p.packed else p.tiles_ahead * p.vectors * p.unit.lanes
+        behind = b.pixels if p.packed else p.tiles_ahead * lanes
         run = run_from(b.x, b.first + lane + behind)
         if run.count > 0 and run.step == sizeof(float):
             ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
-            ahead.step = b.x.channel_step
-            ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
-    elif p.packed or t.depth * t.outs * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2] // 2:
-        ahead.at = panel + column_floats(p.unit, t.depth) * bytes
-        ahead.step = bytes
-        ahead.lines = max(<Py_ssize_t> 1, bytes // 64)
+            ahead.lines = ceil_div(lanes * sizeof(float), 64)
+            ahead.apart = b.x.channel_step
+            ahead.shares = p.unit.channels // p.unit.fetches * ahead.lines
+            ahead.step = p.unit.channels // p.unit.fetches * ahead.apart
+    elif (p.packed and not p.rowwise) or t.outs * column_floats(p.unit, t.depth) * <Py_ssize_t> sizeof(float) > (
+            <Py_ssize_t> cache_bytes[2] // 2):
+        ahead.at = panel + column_floats(p.unit, t.depth) * lanes * sizeof(float)
+        ahead.step = lanes * step_bytes(p.unit) // p.unit.fetches
+        ahead.lines = ahead.shares = ceil_div(ahead.step, 64)
     else:
         ahead.rows = lane == 0
     return ahead
 
 
-cdef inline void fetch_ahead(const Block* b, const Plan* p, const Ahead* ahead, tile_t* tile, Py_ssize_t row_tile,
-                             Py_ssize_t row_tiles, Py_ssize_t line) noexcept nogil:
-    """This tile's share; where it has none, it fetches what it reads anyway. `line`: row_tile modulo ahead.lines."""
+cdef inline void fetch_ahead(const Step* t, const Block* b, const Ahead* ahead, tile_t* tile, Py_ssize_t row,
+                             Py_ssize_t row_tile, Py_ssize_t row_tiles, Py_ssize_t share) noexcept nogil:
+    """This tile's share; where it has none, it fetches what it reads anyway. `share`: row_tile modulo ahead.shares."""
+    cdef const Plan* p = &t.plan
+    cdef Run run
+    tile.ahead_all = False
+    if ahead.shares and row_tiles >= ahead.shares:
+        tile.ahead = ahead.at + (share * 64 if share < ahead.lines else (share - ahead.lines) * 64 + ahead.apart)
+        tile.ahead_step = ahead.step
+        return
     tile.ahead = tile.b
     tile.ahead_step = 0
-    tile.ahead_all = False
-    if ahead.rows and row_tile + 1 < row_tiles:
-        tile.ahead = b.strips[row_tile + 1].at
-        tile.ahead_step = tile.a_step
-        if p.rowwise:
-            tile.ahead_step = p.unit.rows[p.vectors] * tile.a_step // max(<Py_ssize_t> 1, b.depth)
-    elif ahead.lines and (row_tiles >= ahead.lines or row_tile == 0):
-        tile.ahead = ahead.at + line * 64
+    if ahead.rows:
+        # Those of the next block where this block's are packed already.
+        run = run_from(b.x, b.first + row + (b.pixels if p.packed else tile.rows))
+        if run.count > 0:
+            tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+            tile.ahead_step = tile.rows * run.step // max(<Py_ssize_t> 1, tile.steps * p.unit.fetches)
+    elif row_tile * ahead.lines < ahead.shares:
+        tile.ahead = ahead.at + row_tile * ahead.apart
         tile.ahead_step = ahead.step
-        tile.ahead_all = row_tiles < ahead.lines
+        tile.ahead_all = True
 
 
 cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
@@ -556,11 +569,12 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     cdef const float* bias = t.bias + b.group * t.channel_pitch
     cdef Py_ssize_t y_offset = b.span * b.y.span_step + b.group * t.outs * b.y.channel_step
     cdef Py_ssize_t partial_step = tile_floats(p) if p.depth_block < t.depth else 0
-    cdef Py_ssize_t column = column_floats(unit, t.depth)
-    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows, line
+    cdef Py_ssize_t column = column_floats(unit, t.depth), above = column_floats(unit, b.channel)
+    cdef Py_ssize_t step = step_bytes(unit)
+    cdef Py_ssize_t lane_tile, row_tile, lane, lanes, width, row, rows, share
     cdef float* partial = b.partial
     cdef bint whole                # may the kernel store rows of lanes where they belong?
-    cdef bint stored, odd
+    cdef bint stored, odd, some_odd
     cdef Ahead ahead
     cdef tile_t tile
     cdef int vectors
@@ -572,6 +586,10 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     tile.bias_on_lanes = not on_lanes
     tile.low = t.after.low if t.after.code == ACT_CLIP else -INFINITY
     tile.high = t.after.high if t.after.code == ACT_CLIP else INFINITY
+    row = tile_start(row_side, first_row_tile)
+    lane = tile_start(lane_side, first_lane_tile)
+    some_odd = unit.pieces and tile.last and is_odd(t, b, row, tile_start(row_side, end_row_tile) - row,
+                                                    lane, tile_start(lane_side, end_lane_tile) - lane)
     for lane_tile in range(first_lane_tile, end_lane_tile):
         lane = tile_start(lane_side, lane_tile)
         lanes = tile_start(lane_side, lane_tile + 1) - lane
@@ -584,20 +602,20 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
             run = run_from(b.y, b.first + lane)
             whole = whole and run.count >= lanes and run.step == sizeof(float)
         else:
-            tile.b_step = width * step_bytes(unit)
-            tile.b = <const char*> (weights + lane * column + column_floats(unit, b.channel) * width)
+            tile.b_step = width * step
+            tile.b = <const char*> (weights + lane * column + above * width)
             whole = whole and b.y.channel_step == sizeof(float)
             tile.bias = bias + lane
         ahead = look_ahead(t, b, tile.b, lane)
-        line = 0
+        share = 0
         row = tile_start(row_side, first_row_tile)
         for row_tile in range(first_row_tile, end_row_tile):
             rows = row_side.base + (row_tile < row_side.extra)
             tile.y = NULL
             tile.lanes = width if b.y.slack else lanes
             if on_lanes:
-                tile.a_step = rows * step_bytes(unit)
-                tile.a = <const char*> (weights + row * column + column_floats(unit, b.channel) * rows)
+                tile.a_step = rows * step
+                tile.a = <const char*> (weights + row * column + above * rows)
                 tile.bias = bias + row
                 if whole:
                     tile.y = run.at + y_offset + row * b.y.channel_step
@@ -610,14 +628,14 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
                     if run.count >= rows:
                         tile.y = run.at + y_offset + lane * sizeof(float)
                         tile.y_step = run.step
-            fetch_ahead(b, p, &ahead, &tile, row_tile - first_row_tile, end_row_tile - first_row_tile, line)
-            line = line + 1 if line + 1 < ahead.lines else 0
             tile.rows = rows
+            fetch_ahead(t, b, &ahead, &tile, row, row_tile - first_row_tile, end_row_tile - first_row_tile, share)
+            share = share + 1 if share + 1 < ahead.shares else 0
             tile.a_apart = rows * unit.together[1] * sizeof(uint16_t)
             tile.b_apart = width * unit.together[0] * sizeof(uint16_t)
             tile.partial = partial
             partial += partial_step
-            odd = unit.pieces and tile.last and is_odd(t, b, row, rows, lane, lanes)
+            odd = some_odd and is_odd(t, b, row, rows, lane, lanes)
             if odd:
                 tile.y = NULL
             stored = tile.y != NULL

@@ -118,7 +118,7 @@ cdef extern from "isa.h" nogil:
 
     ctypedef struct unit_t:
         const char* name
-        int pieces, lanes, channels
+        int pieces, lanes, channels, fetches
         int together[2]
         int halves
         int rows[7]

@@ -126,6 +126,7 @@ typedef struct {
     int pieces;                /* bfloat16 numbers that stand for a float32; 0: it is taken as it is */
     int lanes;                 /* float32 sums in a vector */
     int channels;              /* in channels that one step of the sum takes in */
+    int fetches;               /* prefetches of a step, which divide its channels into so many parts */
     int together[2];           /* of these, how many lie side by side in a panel: of a lane, of a row */
     int halves;                /* cycles of a step for each row of a vector, doubled */
     int rows[MAX_VECTORS + 1]; /* tallest tile for each number of vectors; 0: no such tile */

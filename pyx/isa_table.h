@@ -16,6 +16,7 @@
         .unit = {.name = NAME,                                         \
                  .lanes = LANES,                                       \
                  .channels = 1,                                        \
+                 .fetches = 1,                                         \
                  .together = {1, 1},                                   \
                  .halves = 1,                                          \
                  .rows = {__VA_ARGS__},                                \

@@ -1,4 +1,5 @@
-/* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these.
+/* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these. It needs
+   halves, which are as many uint16 as a vector has lanes, and widened(), which makes uint32 of them.
 
    The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal
    x, |x - first| <= 2^-8 |x| and |x - first - second| <= 2^-17 |x|. Denormal x count as zero, as they do in float32.
@@ -6,95 +7,138 @@
    second would be denormal where it matters: columns that hold such a number are marked as odd. */
 
 typedef uint32_t uvec __attribute__((vector_size(sizeof(vec))));
-typedef uint16_t narrow __attribute__((vector_size(sizeof(vec) / 2)));
 
 #define SMALLEST_NORMAL 0x00800000u
 #define SMALLEST_IN_TWO 0x09800000u /* 2^-108: what the second may lose, 2^-126, is 2^-18 of it */
 #define LARGEST_IN_PIECES 0x7f7f7fffu
 
+/* For CPUs without an instruction for it. */
+#ifndef nearest
+INLINE halves nearest(vec v) {
+    const uvec all = (uvec)v, bits = all & (uvec)((all & 0x7fffffff) >= SMALLEST_NORMAL);
+    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, halves);
+}
+#endif
+
 typedef struct {
-    uvec piece[2];
+    halves piece[2];
 } pieces_t;
 
-/* The pieces, in the upper halves, and in `odd` what is nonzero where there are none. */
-INLINE pieces_t pieces_of(vec v, const int pieces, uvec *odd) {
-    const uvec all = (uvec)v, size = all & 0x7fffffff;
-    const uvec bits = all & (uvec)(size >= SMALLEST_NORMAL);
-    const uint32_t smallest = pieces == 1 ? SMALLEST_NORMAL : SMALLEST_IN_TWO;
+INLINE pieces_t pieces_of(vec v, const int pieces) {
     pieces_t p;
-    *odd |= (uvec)(size - smallest > LARGEST_IN_PIECES - smallest) & (uvec)(size >= SMALLEST_NORMAL);
-    p.piece[0] = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    if (pieces == 2) {
-        const uvec rest = (uvec)((vec)bits - (vec)p.piece[0]);
-        p.piece[1] = (rest + 0x7fff + (rest >> 16 & 1)) & 0xffff0000;
-    }
+    p.piece[0] = nearest(v);
+    if (pieces == 2) p.piece[1] = nearest(v - (vec)((uvec)widened(p.piece[0]) << 16));
     return p;
+}
+
+/* The uppermost bit of each lane: can pieces not stand for this number? */
+INLINE uvec oddness(vec v, const int pieces) {
+    const uvec size = (uvec)v & 0x7fffffff, too_large = size + (0x7fffffff - LARGEST_IN_PIECES);
+    return pieces == 1 ? too_large : too_large | ((size - SMALLEST_IN_TWO) & (uvec)(size >= SMALLEST_NORMAL));
 }
 
 INLINE vec load_up_to(const char *p, ptrdiff_t n) {
     return n >= LANES ? load(p) : n > 0 ? load_first(p, (int)n) : splat(0.0f);
 }
 
-/* The first n of some lines of vectors, and no more; the usual case without a call. */
-INLINE void store_up_to(char *to, const void *from, ptrdiff_t n, size_t all) {
-    if ((size_t)n >= all) {
-        memcpy(to, from, all);
-    } else {
-        memcpy(to, from, n);
+/* The first n lanes of a vector and no more, if there are so many. */
+INLINE void store_up_to(char *p, vec v, ptrdiff_t n) {
+    if (n >= LANES) {
+        store(p, v);
+    } else if (n > 0) {
+        store_first(p, v, (int)n);
+    }
+}
+
+/* Up to a vector of channels of a column: `left` hold something, the first `room` are stored. */
+INLINE uvec split_vector(const char *src, char *dst, ptrdiff_t apart, const int PIECES, ptrdiff_t left,
+                         ptrdiff_t room) {
+    const vec v = load_up_to(src, left);
+    const pieces_t p = pieces_of(v, PIECES);
+    UNROLL for (int i = 0; i < PIECES; i++) {
+        if (room >= LANES) {
+            memcpy(dst + i * apart, &p.piece[i], sizeof p.piece[i]);
+        } else {
+            memcpy(dst + i * apart, &p.piece[i], room * sizeof(uint16_t));
+        }
+    }
+    return oddness(v, PIECES);
+}
+
+/* Which columns have no pieces, if their channels lie side by side. */
+INLINE void mark_rows(const split_t *s, const int PIECES) {
+    for (ptrdiff_t j = 0; j < s->columns; j++) {
+        const char *src = s->src + j * s->step;
+        uvec odd = {0};
+        for (ptrdiff_t left = s->depth; left > 0; left -= LANES, src += sizeof(vec)) {
+            odd |= oddness(load_up_to(src, left), PIECES);
+        }
+        for (int i = 0; i < LANES; i++) s->odd[j] |= odd[i] >> 31;
     }
 }
 
 /* From columns whose channels lie side by side. */
 INLINE void split_rows(const split_t *s, const int PIECES) {
+    uvec odd = {0};
+    uint32_t any = 0;
     for (ptrdiff_t j = 0; j < s->columns; j++) {
-        const char *src = s->src + j * s->step;
-        char *dst = s->dst + j * s->column_step;
-        uvec odd = {0};
-        for (ptrdiff_t start = 0; start < s->room; start += s->together, dst += s->pitch) {
-            const ptrdiff_t end = start + s->together < s->room ? s->together : s->room - start;
-            for (ptrdiff_t k = 0; k < end; k += LANES) {
-                const ptrdiff_t channel = start + k;
-                const pieces_t p =
-                    pieces_of(load_up_to(src + channel * sizeof(float), s->depth - channel), PIECES, &odd);
-                for (int i = 0; i < PIECES; i++) {
-                    const narrow halves = __builtin_convertvector(p.piece[i] >> 16, narrow);
-                    store_up_to(dst + i * s->apart + k * sizeof(uint16_t), &halves, (end - k) * sizeof(uint16_t),
-                                sizeof halves);
-                }
+        char *line = s->dst + j * s->column_step;
+        for (ptrdiff_t start = 0; start < s->room; start += s->together, line += s->pitch) {
+            const char *src = s->src + j * s->step + start * sizeof(float);
+            const ptrdiff_t room = s->together < s->room - start ? s->together : s->room - start;
+            const ptrdiff_t left = s->depth - start, whole = (left < room ? left : room) & -LANES;
+            ptrdiff_t k = 0;
+            TWO_A_TURN for (; k < whole; k += LANES) {
+                odd |= split_vector(src + k * sizeof(float), line + k * sizeof(uint16_t), s->apart, PIECES, LANES,
+                                    LANES);
+            }
+            for (; k < room; k += LANES) {
+                odd |= split_vector(src + k * sizeof(float), line + k * sizeof(uint16_t), s->apart, PIECES, left - k,
+                                    room - k);
             }
         }
-        for (int i = 0; i < LANES; i++) s->odd[j] |= odd[i];
     }
+    for (int i = 0; i < LANES; i++) any |= odd[i] >> 31;
+    if (any) mark_rows(s, PIECES);
 }
 
-/* One vector of columns, or what is left of it, of the lines of one step; from channel k on. */
-INLINE void split_lines(const split_t *s, const int PIECES, const int WORDS, ptrdiff_t k, ptrdiff_t j, ptrdiff_t n) {
-    uvec pair[2][2], odd;
-    memcpy(&odd, s->odd + j, sizeof odd);
-    UNROLL for (int w = 0; w < WORDS; w++) {
-        const ptrdiff_t channel = k + 2 * w;
-        const char *at = s->src + channel * s->channel_step + j * sizeof(float);
-        const vec first = load_up_to(at, channel < s->depth ? n : 0);
-        const vec second = load_up_to(at + s->channel_step, channel + 1 < s->depth ? n : 0);
-        const pieces_t p = pieces_of(first, PIECES, &odd), q = pieces_of(second, PIECES, &odd);
-        UNROLL for (int i = 0; i < PIECES; i++) pair[i][w] = p.piece[i] >> 16 | q.piece[i];
+/* From channels whose columns lie side by side, into lines of columns with WORDS pairs of channels each: n columns from
+   column j on, a vector or what is left of one. */
+INLINE void split_lines(const split_t *s, const int PIECES, const int WORDS, ptrdiff_t j, ptrdiff_t n) {
+    const char *src = s->src + j * sizeof(float);
+    char *dst = s->dst + j * WORDS * sizeof(float);
+    uvec odd = {0}, marks;
+    for (ptrdiff_t k = 0; k < s->room; k += 2 * WORDS, dst += s->pitch) {
+        uvec pair[2][2];
+        UNROLL for (int w = 0; w < WORDS; w++, src += 2 * s->channel_step) {
+            const ptrdiff_t left = s->depth - k - 2 * w;
+            const vec first = load_up_to(src, left > 0 ? n : 0);
+            const vec second = load_up_to(src + s->channel_step, left > 1 ? n : 0);
+            const pieces_t p = pieces_of(first, PIECES), q = pieces_of(second, PIECES);
+            odd |= oddness(first, PIECES) | oddness(second, PIECES);
+            UNROLL for (int i = 0; i < PIECES; i++) {
+                pair[i][w] = (uvec)widened(p.piece[i]) | (uvec)widened(q.piece[i]) << 16;
+            }
+        }
+        UNROLL for (int i = 0; i < PIECES; i++) {
+            char *to = dst + i * s->apart;
+            if (WORDS == 1) {
+                store_up_to(to, (vec)pair[i][0], n);
+            } else {
+                store_up_to(to, interleave_low((vec)pair[i][0], (vec)pair[i][1]), 2 * n);
+                store_up_to(to + sizeof(vec), interleave_high((vec)pair[i][0], (vec)pair[i][1]), 2 * n - LANES);
+            }
+        }
     }
-    memcpy(s->odd + j, &odd, sizeof odd);
-    UNROLL for (int i = 0; i < PIECES; i++) {
-        const vec line[2] = {WORDS == 1 ? (vec)pair[i][0] : interleave_low((vec)pair[i][0], (vec)pair[i][1]),
-                             WORDS == 1 ? splat(0.0f) : interleave_high((vec)pair[i][0], (vec)pair[i][1])};
-        char *to = s->dst + k / (2 * WORDS) * s->pitch + i * s->apart + j * WORDS * sizeof(float);
-        store_up_to(to, line, n * WORDS * sizeof(float), WORDS * sizeof(vec));
-    }
+    memcpy(&marks, s->odd + j, sizeof marks);
+    marks |= odd >> 31;
+    memcpy(s->odd + j, &marks, sizeof marks);
 }
 
-/* From channels whose columns lie side by side, into lines of columns with WORDS pairs of channels each. */
 INLINE void split_panel(const split_t *s, const int PIECES, const int WORDS) {
-    for (ptrdiff_t k = 0; k < s->room; k += 2 * WORDS) {
-        ptrdiff_t j = 0;
-        for (; j + LANES <= s->columns; j += LANES) split_lines(s, PIECES, WORDS, k, j, LANES);
-        if (j < s->columns) split_lines(s, PIECES, WORDS, k, j, s->columns - j);
-    }
+    ptrdiff_t j = 0;
+    for (; j + LANES <= s->columns; j += LANES) split_lines(s, PIECES, WORDS, j, LANES);
+    if (j < s->columns) split_lines(s, PIECES, WORDS, j, s->columns - j);
 }
 
 INLINE void split_columns(const split_t *s, const int PIECES, const int WORDS) {

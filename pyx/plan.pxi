@@ -6,7 +6,8 @@
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
-    FEW_OUTS = 24                  # fewer do not pay for cutting pixels into bfloat16
+    FEW_OUTS = 24                  # fewer, or fewer in channels, do not pay for cutting pixels into bfloat16
+    FEW_CHANNELS = 16
     FEW_PIXELS = 48                # in a block, where all in channels at once would leave even less
     MANY_PIXELS = 256              # the same, where weights come from afar for each block
     L1_WAY = 1 << 12               # bytes of one way of the first-level and of the second-level cache: usual ones
@@ -240,7 +241,7 @@ cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
 cdef const unit_t* unit_for(const Problem* p) noexcept nogil:
     """What multiplies: by precision, channels and machine only, so that nothing else changes bits."""
     cdef const unit_t* unit = pwconv_unit(<int> p.isa, <int> p.precision)
-    if unit.pieces and (p.depth < unit.channels or p.outs < FEW_OUTS):
+    if unit.pieces and (p.depth < max(unit.channels, <int> FEW_CHANNELS) or p.outs < FEW_OUTS):
         return pwconv_unit(<int> p.isa, HIGHEST)
     return unit
 

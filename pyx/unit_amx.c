@@ -130,6 +130,7 @@ static void leave(void) {
         .pieces = PIECES,                                                                 \
         .lanes = LANES,                                                                   \
         .channels = 2 * STEP_LINES,                                                       \
+        .fetches = 2 * STEP_LINES,                                                        \
         .together = {2, 2 * STEP_LINES},                                                  \
         .halves = HALVES,                                                                 \
         .rows = {0, 2 * SIDE, 2 * SIDE},                                                  \

@@ -22,6 +22,7 @@ const unit_t pwconv_unit_avx512_bf16 = {
     .pieces = 1,
     .lanes = LANES,
     .channels = 2,
+    .fetches = 1,
     .together = {2, 2},
     .halves = 1,
     .rows = {TALLEST_TILES},

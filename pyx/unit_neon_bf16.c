@@ -100,6 +100,7 @@ static void split_2(const split_t *s) {
         .pieces = PIECES,                   \
         .lanes = LANES,                     \
         .channels = CHANNELS,               \
+        .fetches = CHANNELS,                \
         .together = {CHANNELS, CHANNELS},   \
         .halves = HALVES,                   \
         .rows = {0, 16, 12, 8},             \
