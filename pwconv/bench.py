@@ -184,10 +184,10 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
     bare = [name for name in options.peers if PEERS[name].bare]
     coarse = [name for name in options.peers if PEERS[name].coarse]
     beside = "limit: the share of what FMAs and bandwidths allow. out=: into a given buffer."
-    precision, best = "precision", "float32 peer" if coarse else "peer"
+    precision, best, given = "precision", "float32 peer" if coarse else "peer", "out="
     if len(options.precisions) > 1:
         beside = "error: the largest, as a share of the largest value."
-        precision, best = "precisions", f"{best} {options.precisions[0]} is"
+        precision, best, given = "precisions", f"{best} {options.precisions[0]} is", f"{options.precisions[0]} into one"
     paragraphs = [
         f"pwconv {config['version']} ({options.isa}, {_listed(options.precisions)} {precision}) against {peers}, "
         f"{threads}, {options.layout}, bias and ReLU included, on {config['cpu']}, {config['platform']}, "
@@ -198,7 +198,7 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
         f"best {best}.",
     ]
     if bare:
-        paragraphs[-1] += f" {_listed(bare)}: neither bias nor ReLU, and a given buffer, so compared with out=."
+        paragraphs[-1] += f" {_listed(bare)}: neither bias nor ReLU, and a given buffer, so compared with {given}."
     if coarse:
         paragraphs[-1] += f" {_listed(coarse)}: may multiply bfloat16, so it is compared with medium alone."
     if options.float32 not in ([], ["highest"]):
