@@ -281,17 +281,15 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
     from torch.backends import mkldnn
 
     # Small convolutions are products of matrices to torch.
-    settings = mkldnn.conv, mkldnn.matmul
+    conv, matmul = mkldnn.conv, mkldnn.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
 
     def permitted(call: Call) -> Any:
-        before = [setting.fp32_precision for setting in settings]
-        for setting in settings:
-            setting.fp32_precision = "bf16"
+        conv.fp32_precision = matmul.fp32_precision = "bf16"
         try:
             return call()
         finally:
-            for setting, value in zip(settings, before, strict=True):
-                setting.fp32_precision = value
+            conv.fp32_precision, matmul.fp32_precision = before
 
     return {way: partial(permitted, call) for way, call in _torch_ways(o).items()}
 
