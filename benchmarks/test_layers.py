@@ -39,6 +39,7 @@ def test_layer(benchmark, machine, results, operands, column):
             "gflops": result.gflops,
             "shares of the limit": result.shares,
             "bound by": result.limit.bound_by,
+            "errors": result.errors,
             "times as fast as": result.ratios,
             "lost to": result.lost,
         }

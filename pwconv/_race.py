@@ -20,7 +20,7 @@ import numpy as np
 
 from pwconv import reference, runtime
 from pwconv._limits import Limit, Machine
-from pwconv.arguments import Float32Array
+from pwconv.arguments import PRECISIONS, Float32Array
 from pwconv.layers import PointwiseConv
 
 # Workloads ------------------------------------------------------------------------------------------------------------
@@ -162,10 +162,13 @@ Call = Callable[[], Any]
 
 
 class Operands:
-    """A workload's arrays: the input, the weights (C_out, C_in), the bias, and a buffer for results."""
+    """A workload's arrays: the input, the weights (C_out, C_in), the bias, and a buffer for results.
 
-    def __init__(self, workload: Workload, layout: str, precision: str = "highest") -> None:
-        self.workload, self.layout, self.precision = workload, layout, precision
+    `precisions` are those of pwconv that race on them, the one that the race is about first.
+    """
+
+    def __init__(self, workload: Workload, layout: str, precisions: Sequence[str] = ("highest",)) -> None:
+        self.workload, self.layout, self.precisions = workload, layout, tuple(precisions)
         random = np.random.default_rng(1)
         self.x, self.weight, self.bias = (
             random.random(shape, np.float32) - np.float32(0.5)
@@ -192,6 +195,7 @@ class Peer(NamedTuple):
     ways: Callable[[Operands], dict[str, Call]]
     follows_isa: bool = True  # its instruction set can be limited from outside
     bare: bool = False  # no bias and no ReLU, and a buffer for the result is given
+    coarse: bool = False  # may multiply bfloat16: no peer of float32, but of "medium"
 
     def obstacle(self, layout: str, limited: bool) -> str | None:
         """Return why it cannot race in this layout, with the instruction set limited or not."""
@@ -219,11 +223,13 @@ def _is_installed(package: str) -> bool:
 
 
 def pwconv_ways(o: Operands) -> dict[str, Call]:
-    """A layer that makes its result, and one that writes into a buffer."""
-    layer = PointwiseConv(
-        o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", precision=o.precision
+    """The first precision's layer, which makes its result or writes into a buffer, and the others', by their names."""
+    first, *others = (
+        PointwiseConv(o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", precision=name)
+        for name in o.precisions
     )
-    return {"pwconv": partial(layer, o.x), "out=": partial(layer, o.x, out=o.out)}
+    ways: dict[str, Call] = {"pwconv": partial(first, o.x), "out=": partial(first, o.x, out=o.out)}
+    return ways | {layer.precision: partial(layer, o.x) for layer in others}
 
 
 def _numpy_ways(o: Operands) -> dict[str, Call]:
@@ -264,6 +270,28 @@ def _torch_ways(o: Operands) -> dict[str, Call]:
         "conv2d": lambda: relu(conv(last, kernel, bias, stride)).permute(0, 2, 3, 1),
         "linear": lambda: relu(linear(sampled, weight, bias)),
     }
+
+
+def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
+    """The same, while torch may multiply float32 tensors as bfloat16.
+
+    That is a setting of the process, so each call makes it and takes it back, which costs about a microsecond. oneDNN,
+    which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell.
+    """
+    from torch.backends import mkldnn
+
+    # Small convolutions are products of matrices to torch.
+    conv, matmul = mkldnn.conv, mkldnn.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+
+    def permitted(call: Call) -> Any:
+        conv.fp32_precision = matmul.fp32_precision = "bf16"
+        try:
+            return call()
+        finally:
+            conv.fp32_precision, matmul.fp32_precision = before
+
+    return {way: partial(permitted, call) for way, call in _torch_ways(o).items()}
 
 
 def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
@@ -337,14 +365,15 @@ LAYOUTS = ("NCHW", "NHWC")
 PEERS = {
     "numpy": Peer("numpy", ("numpy",), LAYOUTS, _numpy_ways),
     "torch": Peer("torch", ("torch",), LAYOUTS, _torch_ways),
+    "torch-bf16": Peer("t-bf16", ("torch",), LAYOUTS, _torch_bf16_ways, coarse=True),
     "onnxruntime": Peer("onnxrt", ("onnxruntime", "onnx"), ("NCHW",), _onnxruntime_ways, follows_isa=False),
     "mkl": Peer("mkl", ("mkl",), ("NHWC",), _mkl_ways, bare=True),
 }
 
 
 def installed(layout: str) -> list[str]:
-    """Return the names of the peers that can race in this layout, if nothing limits their instruction set."""
-    return [name for name, peer in PEERS.items() if not peer.obstacle(layout, limited=False)]
+    """Return the names of the float32 peers that can race in this layout, if nothing limits their instruction set."""
+    return [name for name, peer in PEERS.items() if not (peer.coarse or peer.obstacle(layout, limited=False))]
 
 
 # What limits the peers' instruction sets as PWCONV_ISA limits ours.
@@ -361,6 +390,7 @@ _ISA_LIMITS = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
+    "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
 
 
@@ -430,6 +460,8 @@ def _turn(call: Call, warm_up: float, clock: Callable[[], float]) -> float:
 
 # A peer that is faster by more than this has won.
 MARGIN = 0.03
+# As a share of the largest value, sums of float32 are wrong by less than this, products of bfloat16 by far more.
+FLOAT32_ERROR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -438,10 +470,11 @@ class Result:
 
     workload: Workload
     limit: Limit
-    seconds: dict[tuple[str, str], list[float]]  # by column ("pwconv", "out=", peers) and way
+    seconds: dict[tuple[str, str], list[float]]  # by column ("pwconv", "out=", other precisions, peers) and way
     wrong: tuple[str, ...] = ()  # contenders left out, since they compute something else
     lost: tuple[str, ...] = ()  # peers that won twice in a row
     errors: dict[str, float] = field(default_factory=dict)  # by column: the largest, as a share of the largest value
+    precision: str = "highest"  # of the columns "pwconv" and "out="
 
     @property
     def gflops(self) -> dict[str, float]:
@@ -453,23 +486,38 @@ class Result:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What pwconv reaches of the limit, by column."""
-        allowed = self.workload.flops / self.limit.seconds * 1e-9
-        return {column: rate / allowed for column, rate in self.gflops.items() if column not in PEERS}
+        """What pwconv reaches of the limit, with a buffer and without."""
+        allowed, rates = self.workload.flops / self.limit.seconds * 1e-9, self.gflops
+        return {column: rates[column] / allowed for column in ("pwconv", "out=")}
+
+    @property
+    def others(self) -> list[str]:
+        """The columns of the other precisions."""
+        return [name for name in PRECISIONS if (name, "") in self.seconds]
+
+    def precision_of(self, column: str) -> str:
+        """Return the precision of a column of pwconv."""
+        return self.precision if column in ("pwconv", "out=") else column
 
     @property
     def ratios(self) -> dict[str, float]:
         """How many times as fast as each peer pwconv is; it gets a buffer where the peer gets one."""
-        rates = self.gflops
+        return self.ratios_of("pwconv")
+
+    def ratios_of(self, column: str) -> dict[str, float]:
+        """Return how many times as fast as each peer a precision is; only the first has a buffer as `bare` peers do."""
+        rates, first, medium = self.gflops, column == "pwconv", self.precision_of(column) == "medium"
         return {
-            name: rates["out=" if peer.bare else "pwconv"] / rates[name]
+            name: rates["out=" if peer.bare else column] / rates[name]
             for name, peer in PEERS.items()
-            if name in rates
+            if name in rates and (first or not peer.bare) and (medium or not peer.coarse)
         }
 
-    def ratio(self, bare: bool = True) -> float | None:
-        """Return how many times as fast as the best peer pwconv is; `bare`: those that do less than the layer count."""
-        return min((ratio for name, ratio in self.ratios.items() if bare or not PEERS[name].bare), default=None)
+    def ratio(self, column: str = "pwconv", *, bare: bool = True) -> float | None:
+        """Return the ratio to the best float32 peer; `bare`: those that do less than the layer count."""
+        ratios = self.ratios_of(column).items()
+        counted = (ratio for name, ratio in ratios if not PEERS[name].coarse and (bare or not PEERS[name].bare))
+        return min(counted, default=None)
 
     @property
     def winners(self) -> set[str]:
@@ -493,11 +541,11 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
     by_column = {column: max(errors[one] for one in calls if one[0] == column) for column, _ in calls}
 
     limit = machine.limit(workload.flops, workload.bytes_read(operands.layout), workload.bytes_written)
-    results: list[Result] = []
+    precision, results = operands.precisions[0], list[Result]()
     while len(results) < 2 and (not results or results[0].winners):
         seconds = race(calls, rounds=rounds, threads=machine.threads)
         left_out = tuple(" ".join(contender) for contender in wrong)
-        results.append(Result(workload, limit, seconds, left_out, errors=by_column))
+        results.append(Result(workload, limit, seconds, left_out, errors=by_column, precision=precision))
     lost = set.intersection(*(result.winners for result in results))
     return replace(results[0], lost=tuple(sorted(lost)))
 

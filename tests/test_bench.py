@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pwconv
 from pwconv import _race, bench, runtime
 from pwconv._limits import Level, Limit, Machine, footprints, measure
 from pwconv._race import LAYOUTS, NETWORKS, PEERS, SHAPES, Operands, Peer, Result, Workload, compete, race, select
+from pwconv.arguments import PRECISIONS
 
 STRIDED = Workload("a", "b", 2, 5, 6, 3, 4, 2)
 
@@ -159,16 +161,20 @@ def test_the_timed_block_is_what_counts():
     assert race({"a": first_call_is_slow}, rounds=1, threads=1, clock=clock) == {"a": [pytest.approx(0.001)]}
 
 
-def result(**seconds):
+def result(precision="highest", errors=(), **seconds):
     """A race of one GFLOP, for which the limit is 0.01 s."""
     names = {
         "pwconv": ("pwconv", ""),
         "out": ("out=", ""),
+        "high": ("high", ""),
+        "medium": ("medium", ""),
+        "bf16": ("torch-bf16", "conv2d"),
         "conv2d": ("torch", "conv2d"),
         "linear": ("torch", "linear"),
     }
     columns = {names.get(name, (name, "only")): rounds for name, rounds in seconds.items()}
-    return Result(Workload("net", "layer", 1, 1000, 1000, 25, 20), Limit(0.01, "FMA"), columns)
+    workload, limit = Workload("net", "layer", 1, 1000, 1000, 25, 20), Limit(0.01, "FMA")
+    return Result(workload, limit, columns, errors=dict(errors), precision=precision)
 
 
 def test_rates_are_medians_and_a_peer_is_its_best_way():
@@ -186,6 +192,22 @@ def test_who_gets_a_buffer_is_compared_with_a_buffer():
     assert result(pwconv=[0.02], out=[0.02]).ratio() is None
 
 
+def test_who_may_multiply_bfloat16_is_compared_with_medium_alone():
+    seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.03], "mkl": [0.025], "bf16": [0.01]}
+    several = result(high=[0.015], medium=[0.005], **seconds)
+    assert several.others == ["high", "medium"]
+    assert several.ratios == pytest.approx({"torch": 1.5, "mkl": 1.25})
+    assert several.winners == set()
+    # Only the first precision has a buffer, as MKL has.
+    assert several.ratios_of("high") == pytest.approx({"torch": 2.0})
+    assert several.ratios_of("medium") == pytest.approx({"torch": 6.0, "torch-bf16": 2.0})
+    assert several.ratio("medium") == pytest.approx(6.0)
+    medium = result("medium", **seconds)
+    assert medium.ratios == pytest.approx({"torch": 1.5, "torch-bf16": 0.5, "mkl": 1.25})
+    assert medium.ratio() == pytest.approx(1.25)
+    assert medium.winners == {"torch-bf16"}
+
+
 @pytest.mark.parametrize(("seconds", "winners"), [(0.0195, set()), (0.019, {"torch"})])
 def test_a_peer_wins_by_more_than_three_percent(seconds, winners):
     assert result(pwconv=[0.02], out=[0.02], conv2d=[seconds]).winners == winners
@@ -200,10 +222,49 @@ def test_peers_compute_what_pwconv_computes(name, layout, workload):
     obstacle = PEERS[name].obstacle(layout, limited=False)
     if obstacle:
         pytest.skip(f"{name} {obstacle}")
-    outcome = compete(Operands(workload, layout), [name], MACHINE, rounds=1)
+    precision = "medium" if PEERS[name].coarse else "highest"
+    outcome = compete(Operands(workload, layout, [precision]), [name], MACHINE, rounds=1)
     assert outcome.wrong == ()
     assert name in outcome.ratios
     assert list(outcome.shares) == ["pwconv", "out="]
+
+
+def test_precisions_race_on_the_same_arrays():
+    operands = Operands(Workload("a", "b", 1, 9, 9, 300, 64), "NHWC", PRECISIONS)
+    outcome = compete(operands, ["numpy"], MACHINE, rounds=1)
+    assert [column for column, _ in outcome.seconds] == ["pwconv", "out=", "high", "medium", "numpy"]
+    x, weight = operands.x.astype(np.float64), operands.weight.astype(np.float64)
+    expected = np.maximum(x @ weight.T + operands.bias, 0)
+    for precision, column in zip(PRECISIONS, ("pwconv", "high", "medium"), strict=True):
+        layer = pwconv.PointwiseConv(
+            operands.weight, operands.bias, layout="NHWC", activation="relu", precision=precision
+        )
+        error = np.abs(layer(operands.x) - expected).max() / expected.max()
+        assert outcome.errors[column] == pytest.approx(error, rel=1e-6)
+    assert compete(Operands(STRIDED, "NCHW", ["medium", "high"]), [], MACHINE, rounds=1).precision == "medium"
+
+
+def test_torch_multiplies_bfloat16_in_calls_that_permit_it_and_in_no_others(monkeypatch):
+    torch = pytest.importorskip("torch")
+    seen, settings = [], (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)
+
+    def now():
+        return [setting.fp32_precision for setting in settings]
+
+    def failing():
+        seen.append(now())
+        raise ValueError("a broken call")
+
+    monkeypatch.setattr(_race, "_torch_ways", lambda o: {"conv2d": lambda: seen.append(now()), "linear": failing})
+    before = now()
+    ways = PEERS["torch-bf16"].ways(None)
+    assert now() == before != ["bf16"] * 2
+    ways["conv2d"]()
+    assert now() == before
+    with pytest.raises(ValueError, match="broken"):
+        ways["linear"]()
+    assert now() == before
+    assert seen == [["bf16"] * 2] * 2
 
 
 def fake_peer(monkeypatch, ways):
@@ -275,6 +336,8 @@ def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer(monkeypat
     # A process started with it is not started again.
     assert _race.race_environment(limited, 3, "avx2") == limited
     assert _race.race_environment(after, 3, "avx512") == after
+    monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512", "avx512_bf16", "amx"))
+    assert _race.race_environment(before, 3, "avx512_bf16")["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
     # Where AVX2 is all there is, nothing is limited.
     monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2"))
     assert _race.race_environment(before, 3, "avx2") == after | {"PWCONV_ISA": "avx2"}
@@ -289,14 +352,14 @@ def test_without_options_all_layers_and_peers_race():
     assert options.threads == runtime.get_num_threads()
     assert options.isa == runtime.engine.isa_active()
     assert "numpy" in options.peers
-    assert {*options.peers, *options.without} == set(PEERS)
+    assert {*options.peers, *options.without} == {*PEERS} - {"torch-bf16"}
     assert options.without["mkl"] == "races in NHWC only"
 
 
 def test_options_are_read():
     words = "--layout NHWC --threads 3 --peers numpy, --layers nin,1x2x3x4x5 --precision high --rounds 3 --json a.json"
     options = bench.parse(words.split())
-    assert (options.layout, options.threads, options.precision, options.rounds) == ("NHWC", 3, "high", 3)
+    assert (options.layout, options.threads, options.precisions, options.rounds) == ("NHWC", 3, ["high"], 3)
     assert options.peers == ["numpy"]
     assert [str(workload) for workload in options.layers] == ["nin cccp2", "nin cccp4", "nin cccp8", "shape 1x2x3x4x5"]
     assert options.json.name == "a.json"
@@ -309,6 +372,9 @@ def test_options_are_read():
         ("--peers nobody", "there is no 'nobody', but numpy, torch"),
         ("--peers mkl", "mkl races in NHWC only"),
         ("--layers resnet51", "no layer is called 'resnet51'; the networks are resnet50, "),
+        ("--precision high,low", "there is no 'low', but highest, high, medium"),
+        ("--precision ,", "name at least one"),
+        ("--peers torch-bf16", "torch-bf16 races beside a --precision that multiplies bfloat16 here"),
         ("--threads 0", "must be 1 or more, got '0'"),
         ("--rounds x", "must be 1 or more, got 'x'"),
         ("--isa sse9", "invalid choice: 'sse9'"),
@@ -321,6 +387,38 @@ def test_options_that_cannot_be_are_explained(capsys, words, message):
         bench.parse(words.split())
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+UNITS = {
+    "none": dict.fromkeys(PRECISIONS, "avx512"),
+    "one": {"highest": "avx512", "high": "avx512", "medium": "avx512_bf16"},
+    "both": {"highest": "avx512", "high": "amx", "medium": "amx"},
+}
+
+
+@pytest.mark.parametrize(
+    ("units", "named", "precisions", "told"),
+    [
+        ("none", "highest", ["highest"], None),
+        ("none", "highest,high,medium", ["highest"], "highest, high and medium are float32"),
+        ("none", "medium,high", ["medium"], "medium and high are float32 on this machine, so medium races for all."),
+        ("one", "highest,high,medium", ["highest", "medium"], "highest and high are float32 on this machine"),
+        ("one", "medium,high,medium", ["medium", "high"], "high is float32 on this machine."),
+        ("one", "highest,medium", ["highest", "medium"], None),
+        ("both", "high,highest,medium", ["high", "highest", "medium"], None),
+    ],
+)
+def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, told):
+    monkeypatch.setattr(runtime.engine, "isa_units", lambda isa: UNITS[units])
+    monkeypatch.setattr(_race, "_is_installed", lambda package: True)
+    options = bench.parse(["--precision", named])
+    assert options.precisions == precisions
+    # It is no peer of float32.
+    assert ("torch-bf16" in options.peers) == (units != "none" and named != "highest")
+    assert "torch-bf16" not in options.without
+    options.peers = ["numpy"]
+    text = " ".join(" ".join(bench.introduction(options, MACHINE)).split())
+    assert told in text if told else "on this machine" not in text
 
 
 def test_a_peer_says_why_it_does_not_race(monkeypatch):
@@ -350,15 +448,36 @@ def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_line_of_the_table_has_its_place(layout):
-    peers = [name for name in PEERS if layout in PEERS[name].layouts]
+    peers = [name for name in PEERS if layout in PEERS[name].layouts and not PEERS[name].coarse]
     rates = dict.fromkeys(["pwconv", "out=", *peers], 12345.6) | {"torch": 9.87, "numpy": 123.4}
-    text = bench.figures("x" * 25, peers, rates, {"pwconv": 1.0, "out=": 0.004}, 12.345)
+    shares = {"pwconv": 1.0, "out=": 0.004}
+    text = bench.Table(["highest"], peers).figures("x" * 25, rates, shares, {}, 12.345)
     assert text.split() == ["x" * 25, "12346", "100%", "12346", "0%", "123", "9.9", "12346", "12.35x"]
     assert len(text) <= 80
 
 
+@pytest.mark.parametrize("precisions", [["highest", "high", "medium"], ["medium", "highest", "high"]])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_precisions_have_their_errors_in_the_table(layout, precisions):
+    peers = [name for name in PEERS if layout in PEERS[name].layouts]
+    first, *others = precisions
+    rates = dict.fromkeys([*others, *peers], 12345.6) | {"pwconv": 123.4, "out=": 1.0}
+    errors = {"pwconv": 1.26e-7, "out=": 1.26e-7, others[0]: 2e-3, "numpy": 1.0}
+    table = bench.Table(precisions, peers)
+    lines = [table.heading(), table.figures("x" * 25, rates, {"pwconv": 1.0, "out=": 1.0}, errors, 12.345)]
+    (layer, headings), (name, cells) = (text.splitlines() for text in lines)
+    assert (layer, name) == ("layer", "x" * 25)
+    assert headings.split() == [
+        first, "error", others[0], "error", others[1], "error", *(PEERS[peer].heading for peer in peers), "ratio",
+    ]  # fmt: skip
+    expected = ["123", "1e-07", "12346", "2e-03", "12346", "0e+00", *["12346"] * len(peers), "12.35x"]
+    assert cells.split() == expected
+    assert len(headings) == len(cells) <= 80
+
+
 def test_what_is_missing_is_a_dash():
-    text = bench.figures("a", ["torch"], {"pwconv": 1, "out=": 2}, {"pwconv": 1, "out=": 1}, None)
+    table = bench.Table(["highest"], ["torch"])
+    text = table.figures("a", {"pwconv": 1, "out=": 2}, {"pwconv": 1, "out=": 1}, {}, None)
     assert text.split() == ["a", "1.0", "100%", "2.0", "100%", "-", "-"]
 
 
@@ -380,6 +499,53 @@ def test_without_peers_there_are_no_ratios():
     text = " ".join(bench.conclusion([alone], means))
     assert "as fast" not in text
     assert "worst 50%" in text
+
+
+def test_several_precisions_are_told_apart():
+    seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.03], "bf16": [0.01]}
+    layers = [
+        result(high=[0.015], medium=[medium], errors={"pwconv": 1e-7, "medium": 2e-3, "torch-bf16": error}, **seconds)
+        for medium, error in ((0.005, 1e-3), (0.02, 1e-7))
+    ]
+    means = bench.geometric_means(layers)
+    text = " ".join(" ".join(bench.conclusion(layers, means)).split())
+    assert "fast highest is as each peer and as each layer's best float32 peer, geometric means: torch 1.50x, b" in text
+    assert "fast high is as each peer and as each layer's best float32 peer, geometric means: torch 2.00x, best" in text
+    assert "means: torch 3.00x, torch-bf16 1.00x, best framework 3.00x." in text
+    assert "geometric means: highest 1.0e-07, medium 2.0e-03, torch-bf16 1.0e-05." in text
+    assert "torch-bf16 computed float32 all the same on 1 of 2 layers." in text
+    assert "medium computed float32" not in text
+    assert "Share of the limit, highest: geometric mean 50%" in text
+
+
+def test_errors_are_drawn_against_times(monkeypatch):
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure_class, "savefig", lambda figure, path, dpi: drawn.append((figure, path)))
+    seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.04]}
+    layers = [
+        result(medium=[medium], errors={"pwconv": 1e-7, "medium": 2e-3, "torch": error}, **seconds)
+        for medium, error in ((0.005, 0.0), (0.02, 4e-7))
+    ]
+    options = bench.parse(["--peers", "", "--precision", "highest", "--threads", "1", "--plot-errors", "e.png"])
+    options.precisions, options.peers = ["highest", "medium"], ["torch"]
+    bench.draw_errors(options, MACHINE, layers)
+    ((figure, path),) = drawn
+    (axes,) = figure.axes
+    # A GFLOP in 0.02 s is 40 ps for each of its 500 million multiply-adds.
+    points = {line.get_label().split("\n")[0]: list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert points["pwconv highest"] == [(pytest.approx(40), pytest.approx(1e-7))]
+    assert points["pwconv medium"] == [(pytest.approx(20), pytest.approx(2e-3))]
+    assert points["torch"] == [(pytest.approx(80), pytest.approx(4e-7))]  # the layer without error is left out
+    assert [(pytest.approx(10), pytest.approx(2e-3)), (pytest.approx(40), pytest.approx(2e-3))] in points.values()
+    assert "picoseconds" in axes.get_xlabel()
+    assert "NCHW, threads: 1" in axes.get_title()
+    assert path.name == "e.png"
+
+
+def test_each_contender_has_a_style_of_its_own():
+    assert set(bench.STYLES) == {*PRECISIONS, *PEERS}
+    assert len(set(bench.STYLES.values())) == len(bench.STYLES)
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -414,7 +580,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
 
     saved = json.loads(path.read_text())
     assert saved["options"] == {
-        "layout": "NHWC", "threads": 1, "isa": runtime.engine.isa_supported()[-1], "precision": "highest", "rounds": 1,
+        "layout": "NHWC", "threads": 1, "isa": runtime.engine.isa_supported()[-1], "precisions": ["highest"],
+        "float32": ["highest"], "rounds": 1,
     }  # fmt: skip
     assert saved["pwconv"]["threads"] == 1
     assert saved["peers"] == {"numpy": np.__version__}
@@ -426,16 +593,39 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
     assert first["gflops"]["numpy"] == pytest.approx(STRIDED.flops * 1e-9 / first["seconds"]["numpy matmul"][0])
     assert first["ratios"]["numpy"] == pytest.approx(first["gflops"]["pwconv"] / first["gflops"]["numpy"])
     assert first["shares"]["pwconv"] == pytest.approx(first["gflops"]["pwconv"] / first["limit_gflops"])
-    assert set(saved["geometric_means"]) == {"gflops", "shares", "errors", "ratios"}
+    assert set(saved["geometric_means"]) == {"gflops", "shares", "errors", "ratios", "other_ratios"}
+    assert first["other_ratios"] == saved["geometric_means"]["other_ratios"] == {}
     assert 0 < first["errors"]["pwconv"] < 1e-5
 
 
-def test_the_command_draws_a_roofline(tmp_path):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "roof.png"
-    done = run_bench("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", path)
+def test_the_command_races_several_precisions(tmp_path):
+    units = runtime.engine.isa_units(runtime.engine.isa_supported()[-1])
+    if units["medium"] == units["highest"]:
+        pytest.skip("nothing multiplies bfloat16 here")
+    path = tmp_path / "race.json"
+    words = ("--layers", "1x4x4x64x64", "--peers", "numpy", "--precision", "highest,high,medium", "--json", path)
+    done = run_bench(*words)
     assert done.returncode == 0, done.stderr
-    assert path.read_bytes().startswith(b"\x89PNG")
+    saved = json.loads(path.read_text())
+    precisions = saved["options"]["precisions"]
+    assert (precisions[0], precisions[-1]) == ("highest", "medium")
+    assert f"layer {' error '.join(precisions)} error numpy ratio" in " ".join(done.stdout.split())
+    (layer,) = saved["layers"]
+    assert set(layer["seconds"]) == {"pwconv", "out=", "numpy matmul", *precisions[1:]}
+    assert layer["errors"]["pwconv"] < 1e-5 < layer["errors"]["medium"]
+    expected = layer["gflops"]["medium"] / layer["gflops"]["numpy"]
+    assert layer["other_ratios"]["medium"] == {"numpy": pytest.approx(expected)}
+    assert saved["geometric_means"]["other_ratios"]["medium"]["best framework"] == pytest.approx(expected)
+
+
+def test_the_command_draws_what_it_measured(tmp_path):
+    pytest.importorskip("matplotlib")
+    roofline, errors = tmp_path / "roof.png", tmp_path / "errors.png"
+    words = ("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", roofline, "--plot-errors", errors)
+    done = run_bench(*words)
+    assert done.returncode == 0, done.stderr
+    for path in (roofline, errors):
+        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 # The scripts ----------------------------------------------------------------------------------------------------------
