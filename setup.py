@@ -19,14 +19,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/isa_baseline.c": [],
         "pyx/isa_avx2.c": ["-mavx2", "-mfma"],
-        "pyx/isa_avx512.c": AVX512,
-        "pyx/unit_avx512_bf16.c": [*AVX512, "-mavx512bf16"],
-        "pyx/unit_amx.c": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+        "pyx/isa_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+        "pyx/unit_avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
+        "pyx/unit_amx.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {
