@@ -250,7 +250,7 @@ def _numpy_ways(o: Operands) -> dict[str, Call]:
     return {"matmul": call}
 
 
-def _torch_ways(o: Operands) -> dict[str, Call]:
+def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
     """A convolution (channels_last for NHWC), or a linear layer where channels lie last."""
     import torch
     from torch.nn import functional
@@ -259,13 +259,14 @@ def _torch_ways(o: Operands) -> dict[str, Call]:
     # Inference mode, entered in every call, would cost a small one a microsecond more than this.
     torch.set_grad_enabled(False)
     conv, linear, relu = functional.conv2d, functional.linear, torch.relu_
-    x, weight, bias = (torch.from_numpy(array) for array in (o.x, o.weight, o.bias))
+    x, weight, bias, sampled = (
+        torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias, o.sampled())
+    )
     kernel, stride = weight[:, :, None, None], o.workload.stride
     if o.layout == "NCHW":
         return {"conv2d": lambda: relu(conv(x, kernel, bias, stride))}
     last = x.permute(0, 3, 1, 2)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
-    sampled = torch.from_numpy(o.sampled())
     return {
         "conv2d": lambda: relu(conv(last, kernel, bias, stride)).permute(0, 2, 3, 1),
         "linear": lambda: relu(linear(sampled, weight, bias)),
@@ -273,7 +274,7 @@ def _torch_ways(o: Operands) -> dict[str, Call]:
 
 
 def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
-    """The same, while torch may multiply float32 tensors as bfloat16.
+    """The same with tensors of bfloat16, which are not charged for; or while float32 may be multiplied as bfloat16.
 
     That is a setting of the process, so each call makes it and takes it back, which costs about a microsecond. oneDNN,
     which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell.
@@ -291,7 +292,8 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
         finally:
             conv.fp32_precision, matmul.fp32_precision = before
 
-    return {way: partial(permitted, call) for way, call in _torch_ways(o).items()}
+    ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
+    return ways | {f"{way} permitted": partial(permitted, call) for way, call in _torch_ways(o).items()}
 
 
 def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
@@ -473,16 +475,25 @@ class Result:
     seconds: dict[tuple[str, str], list[float]]  # by column ("pwconv", "out=", other precisions, peers) and way
     wrong: tuple[str, ...] = ()  # contenders left out, since they compute something else
     lost: tuple[str, ...] = ()  # peers that won twice in a row
-    errors: dict[str, float] = field(default_factory=dict)  # by column: the largest, as a share of the largest value
+    # By column: the largest of its fastest way, as a share of the largest value.
+    errors: dict[str, float] = field(default_factory=dict)
     precision: str = "highest"  # of the columns "pwconv" and "out="
 
     @property
+    def ways(self) -> dict[str, str]:
+        """Each column's fastest way, by the median of the rounds."""
+        names: dict[str, list[str]] = {}
+        for column, way in self.seconds:
+            names.setdefault(column, []).append(way)
+        return {column: min(ways, key=lambda way: self._median(column, way)) for column, ways in names.items()}
+
+    def _median(self, column: str, way: str) -> float:
+        return statistics.median(self.seconds[column, way])
+
+    @property
     def gflops(self) -> dict[str, float]:
-        """GFLOP/s by column, from the median of the rounds; a peer's are those of its best way."""
-        rates: dict[str, float] = {}
-        for (column, _), rounds in self.seconds.items():
-            rates[column] = max(rates.get(column, 0.0), self.workload.flops / statistics.median(rounds) * 1e-9)
-        return rates
+        """GFLOP/s by column, from the median of the rounds of its fastest way."""
+        return {column: self.workload.flops / self._median(column, way) * 1e-9 for column, way in self.ways.items()}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -538,16 +549,16 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
         if column not in PEERS:
             raise RuntimeError(f"pwconv computes {workload} wrong in {operands.layout}, compared with its NumPy twin")
         del calls[column, way]
-    by_column = {column: max(errors[one] for one in calls if one[0] == column) for column, _ in calls}
 
     limit = machine.limit(workload.flops, workload.bytes_read(operands.layout), workload.bytes_written)
     precision, results = operands.precisions[0], list[Result]()
     while len(results) < 2 and (not results or results[0].winners):
         seconds = race(calls, rounds=rounds, threads=machine.threads)
         left_out = tuple(" ".join(contender) for contender in wrong)
-        results.append(Result(workload, limit, seconds, left_out, errors=by_column, precision=precision))
+        results.append(Result(workload, limit, seconds, left_out, precision=precision))
     lost = set.intersection(*(result.winners for result in results))
-    return replace(results[0], lost=tuple(sorted(lost)))
+    by_column = {column: errors[column, way] for column, way in results[0].ways.items()}
+    return replace(results[0], lost=tuple(sorted(lost)), errors=by_column)
 
 
 def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[tuple[str, str], float]:
@@ -558,8 +569,11 @@ def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[t
     )
     largest = float(expected.max(initial=1.0))
     for contender, call in calls.items():
-        result = np.asarray(call()).reshape(expected.shape)
-        if contender[0] in PEERS and PEERS[contender[0]].bare:
+        peer, result = PEERS.get(contender[0]), call()
+        if peer and peer.coarse:
+            result = result.float()  # NumPy does not know torch's bfloat16
+        result = np.asarray(result).reshape(expected.shape)
+        if peer and peer.bare:
             result = np.maximum(result + o.bias, 0)
         errors[contender] = float(np.abs(result - expected).max(initial=0.0)) / largest
     return errors

@@ -255,16 +255,45 @@ def test_torch_multiplies_bfloat16_in_calls_that_permit_it_and_in_no_others(monk
         seen.append(now())
         raise ValueError("a broken call")
 
-    monkeypatch.setattr(_race, "_torch_ways", lambda o: {"conv2d": lambda: seen.append(now()), "linear": failing})
+    monkeypatch.setattr(
+        _race, "_torch_ways", lambda o, dtype="float32": {"conv2d": lambda: seen.append(now()), "linear": failing}
+    )
     before = now()
     ways = PEERS["torch-bf16"].ways(None)
     assert now() == before != ["bf16"] * 2
-    ways["conv2d"]()
+    ways["conv2d permitted"]()
     assert now() == before
     with pytest.raises(ValueError, match="broken"):
-        ways["linear"]()
+        ways["linear permitted"]()
     assert now() == before
     assert seen == [["bf16"] * 2] * 2
+    ways["conv2d of bfloat16"]()
+    assert seen[2] == before
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_torch_is_given_bfloat16(layout):
+    torch = pytest.importorskip("torch")
+    ways = PEERS["torch-bf16"].ways(Operands(STRIDED, layout))
+    given = {way: call().dtype for way, call in ways.items()}
+    assert given == {way: torch.bfloat16 if "of bfloat16" in way else torch.float32 for way in ways}
+    assert any("of bfloat16" in way for way in ways)
+
+
+@pytest.mark.parametrize("fastest", ["right", "coarse"])
+def test_errors_are_those_of_the_fastest_way(monkeypatch, fastest):
+    def ways(operands):
+        right = _race.pwconv_ways(operands)["pwconv"]
+        return {"right": right, "coarse": lambda: right() * np.float32(1.001)}
+
+    def fake_race(contenders, *, rounds, threads):
+        return {one: [0.5 if one[1] == fastest else 1.0] for one in contenders}
+
+    fake_peer(monkeypatch, ways)
+    monkeypatch.setattr(_race, "race", fake_race)
+    outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
+    assert outcome.ways["fake"] == fastest
+    assert (outcome.errors["fake"] > 1e-5) == (fastest == "coarse")
 
 
 def fake_peer(monkeypatch, ways):
