@@ -157,9 +157,10 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef const Side* rows = &outs if plan.pixels_on_lanes else &pixels
     cdef int tail = vectors_for(unit, lanes.n - (lanes.tiles - 1) * lanes.width)
     cdef size_t vector_bytes = unit.lanes * sizeof(float)
+    cdef Py_ssize_t block = column_floats(unit, plan.depth_block), weights = p.outs * column_floats(unit, p.depth)
     # A panel too big for the first-level cache comes from the second one, at about 30 bytes a cycle; what is too big
     # for that comes from beyond, at about 12.
-    cdef bint big = 4 * column_floats(unit, plan.depth_block) * plan.vectors * vector_bytes > 3 * cache_bytes[1]
+    cdef bint big = 4 * block * plan.vectors * vector_bytes > 3 * cache_bytes[1]
     cdef double near = vector_bytes / 30.0 if big else 0.0
     cdef bint huge = 2 * lanes.n * column_floats(unit, p.depth) * sizeof(float) > cache_bytes[2]
     cdef double far = vector_bytes / 12.0 if huge else 0.0
@@ -190,16 +191,16 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
         cycles += vectors_out * 5.0 * min(1.0, <double> p.pixels / pixels.tiles / p.y_run)
     if plan.packed and p.depth > 0:
         # Runs copied, squares transposed, or elements one by one; again for each block of out channels.
-        cycles += vectors_in * sums_blocks(p.depth, p.outs, plan, min(p.pixels, cache_room() // plan.depth_block)) * (
+        cycles += vectors_in * sums_blocks(p.depth, p.outs, plan, min(p.pixels, cache_room() // block)) * (
             (6.0 if plan.rowwise or p.x_step == 1 else 12.0 if p.x_channel_step == 1 else 2.0 * unit.lanes)
             + (3.0 if p.transformed else 0.0) + (6.0 if unit.pieces else 0.0))
     elif not plan.rowwise:
         # Each pass over a strip walks as many lines as it has channels: far apart, and maybe in few sets of the cache.
         cycles += vectors_in * ((rows.tiles if plan.pixels_on_lanes else lanes.tiles) - 1) * (
             4.0 if crowded(p.x_channel_step, plan.depth_block, L2_WAY) else 0.1 if plan.pixels_on_lanes else 0.0)
-    if plan.pixels_on_lanes and p.outs * p.depth * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
+    if plan.pixels_on_lanes and weights * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
         # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
-        cycles += <double> p.outs * p.depth / unit.lanes * 3.0 * ceil_div(p.pixels * plan.depth_block, cache_room())
+        cycles += <double> weights / unit.lanes * 3.0 * ceil_div(p.pixels * block, cache_room())
     if p.weights_step:
         cycles += <double> p.outs * p.depth / unit.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
     return cycles * p.groups * p.spans
@@ -210,9 +211,9 @@ cdef inline Py_ssize_t cache_room() noexcept nogil:
     return cache_bytes[2] // 4 // sizeof(float)
 
 
-cdef inline bint far_weights(const Problem* p) noexcept nogil:
+cdef inline bint far_weights(const Problem* p, const unit_t* unit) noexcept nogil:
     """Are the weights too many for a private cache, so that each block of pixels gets them from afar?"""
-    return p.outs * p.depth * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
+    return p.outs * column_floats(unit, p.depth) * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
 
 
 cdef inline Py_ssize_t sums_blocks(Py_ssize_t depth, Py_ssize_t outs, const Plan* plan,
@@ -223,14 +224,15 @@ cdef inline Py_ssize_t sums_blocks(Py_ssize_t depth, Py_ssize_t outs, const Plan
     return min(plan.out_side.tiles, ceil_div(outs * pixel_block, cache_room()))
 
 
-cdef Py_ssize_t choose_depth_block(const Problem* p) noexcept nogil:
+cdef Py_ssize_t choose_depth_block(const Problem* p, const unit_t* unit) noexcept nogil:
     """All in channels at once, or even blocks of them of which the cache holds enough pixels for a few tiles.
 
     Where weights come from afar for each block of pixels, a block holds more pixels. Where lines of a map push each
     other out of the cache, fewer of them are read at once.
     """
-    cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, MANY_PIXELS) if far_weights(p) else 0)
-    cdef Py_ssize_t most = max(SUM_BLOCK, cache_room() // enough // SUM_BLOCK * SUM_BLOCK), blocks
+    cdef Py_ssize_t enough = max(<Py_ssize_t> FEW_PIXELS, min(p.pixels, MANY_PIXELS) if far_weights(p, unit) else 0)
+    cdef Py_ssize_t sums = cache_room() // enough // column_floats(unit, SUM_BLOCK), blocks
+    cdef Py_ssize_t most = max(<Py_ssize_t> 1, sums) * SUM_BLOCK
     if p.x_step == 1:
         while most > SUM_BLOCK and crowded(p.x_channel_step, min(most, p.depth), L2_WAY):
             most -= SUM_BLOCK
@@ -253,7 +255,7 @@ cdef Plan choose_plan(const Problem* p) noexcept nogil:
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> p.isa)
     plan.unit = unit_for(p)
-    plan.depth_block = choose_depth_block(p)
+    plan.depth_block = choose_depth_block(p, plan.unit)
     plan.out_blocks = 1
     # From memory it takes longer than from a cache.
     plan.tiles_ahead = 2 if 2.0 * p.spans * p.groups * p.pixels * p.depth * sizeof(float) > cache_bytes[3] else 1
@@ -287,13 +289,15 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Side side = pixel_side(plan, p.pixels)
     cdef Py_ssize_t grain = side.width if plan.pixels_on_lanes else ceil_div(p.pixels, side.tiles)
     cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / p.thread_cycles))
-    cdef Py_ssize_t tiles = max(1, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
+    # Pixels of the next block are fetched as they are, and may take more room than packed ones.
+    cdef Py_ssize_t few = ceil_div(FEW_PIXELS, max(1, grain))
+    cdef Py_ssize_t tiles = max(few, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
     cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
     cdef Py_ssize_t best_blocks, best_outs, b, o, block
     cdef Py_ssize_t turns
     cdef double busy, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
     # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
-    cdef double weights_again = 0.008 if far_weights(p) else 0.002
+    cdef double weights_again = 0.008 if far_weights(p, plan.unit) else 0.002
     cdef double x_again = 0.006 if plan.packed else 0.002
     plan.out_blocks = sums_blocks(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
