@@ -416,6 +416,16 @@ cdef inline const uint32_t* marks(const Step* t, const Block* b, bint pixels) no
     return b.odd if pixels else t.odd_outs + b.group * t.outs
 
 
+cdef bint pixels_in_one(const Step* t, const Block* b) noexcept nogil:
+    """Is one bfloat16 enough for any number that the pixels can hold?"""
+    cdef int i, kind
+    for i in range(b.x_parts):
+        kind = b.x[i].kind
+        if kind != KIND_UINT8 and kind != KIND_INT8 and kind != KIND_BFLOAT16:
+            return False
+    return t.in_scale == NULL
+
+
 cdef bint is_odd(const Step* t, const Block* b, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t lane,
                  Py_ssize_t lanes) noexcept nogil:
     """Is there a pixel or an out channel in this tile, or in these tiles, that cannot be told in pieces?"""
@@ -583,6 +593,7 @@ cdef void sum_block(const Step* t, const Block* b) noexcept nogil:
     tile.steps = ceil_div(b.depth, unit.channels)
     tile.first = b.channel == 0
     tile.last = b.channel + b.depth == t.depth
+    tile.pixels_in_one = unit.pieces == 2 and pixels_in_one(t, b)
     tile.bias_on_lanes = not on_lanes
     tile.low = t.after.low if t.after.code == ACT_CLIP else -INFINITY
     tile.high = t.after.high if t.after.code == ACT_CLIP else INFINITY

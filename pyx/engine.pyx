@@ -57,7 +57,7 @@ cdef extern from "isa.h" nogil:
         const char* a
         const char* b
         Py_ssize_t a_step, b_step, a_apart, b_apart, rows, steps
-        bint first, last
+        bint first, last, pixels_in_one
         float* partial
         const char* ahead
         Py_ssize_t ahead_step

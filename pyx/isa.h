@@ -47,6 +47,7 @@ typedef struct {
     ptrdiff_t rows;             /* that count: a matrix unit computes whole tiles */
     ptrdiff_t steps;            /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
     int first, last;            /* does the whole sum start, end in this call? */
+    int pixels_in_one;          /* of two pieces: is the second one of all pixels zero? */
     float *partial; /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
     /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */
     const char *ahead;

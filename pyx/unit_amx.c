@@ -65,16 +65,20 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
             MULTIPLY();
             LOAD_B(0);
             MULTIPLY();
-            LOAD_A(1);
-            MULTIPLY();
+            if (!t->pixels_in_one) {
+                LOAD_A(1);
+                MULTIPLY();
+            }
         } else {
             LOAD_A(1);
             LOAD_B(0);
             MULTIPLY();
             LOAD_A(0);
             MULTIPLY();
-            LOAD_B(1);
-            MULTIPLY();
+            if (!t->pixels_in_one) {
+                LOAD_B(1);
+                MULTIPLY();
+            }
         }
         for (int i = 0; i < 2 * STEP_LINES; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);
     }

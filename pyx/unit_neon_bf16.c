@@ -45,7 +45,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, cons
     }
     for (ptrdiff_t step = 0; step < t->steps; step++, a += t->a_step, b += t->b_step) {
         /* Unrolled, it runs out of registers. */
-        NO_UNROLL for (int i = 0; i < products; i++) {
+        NO_UNROLL for (int i = t->pixels_in_one; i < products; i++) {
             vec rows[MOST_PAIRS];
             UNROLL for (int p = 0; p < PAIRS; p++) rows[p] = load(a + a_piece[i] + p * sizeof(vec));
             UNROLL for (int l = 0; l < 2 * VECTORS; l++) {

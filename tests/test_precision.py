@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -134,7 +135,7 @@ def test_same_bits(unit_isa, precision, channels, outs, size, groups):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_happens_before_and_after_the_sum(unit_isa, precision):
-    """Scales, shifts, activations and narrow numbers are applied as they are by themselves."""
+    """Scales, shifts and activations are applied as they are by themselves."""
     x, weight = drawn((2, 64, 9, 8)), drawn((40, 64), 1)
     options = {"precision": precision}
     gate, shift = np.abs(drawn((2, 64), 2)), drawn(64, 3)
@@ -146,13 +147,25 @@ def test_what_happens_before_and_after_the_sum(unit_isa, precision):
         scale, residual = drawn(40, 4), drawn(plain.shape, 5)
         scaled = computed(x, weight, layout, output_scale=scale, residual=residual, **options)
         assert oracle.same_bits(scaled, oracle.fma(plain, scale[:, np.newaxis, np.newaxis], residual))
-        narrow = (x * 40).astype(np.int8)
-        assert oracle.same_bits(
-            computed(narrow, weight, layout, **options), computed(narrow.astype(np.float32), weight, layout, **options)
-        )
         classifier = pwconv.PixelClassifier(weight, layout=layout, precision=precision)
         labels = classifier.predict(relaid(x, layout))
         assert np.array_equal(labels, plain.argmax(1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, ml_dtypes.bfloat16, np.float16, np.int16])
+def test_narrow_numbers(unit_isa, precision, kind):
+    """They give the bits of the same numbers in float32, whether one bfloat16 can stand for them or not."""
+    x, weight, gate = np.abs(drawn((2, 100, 9, 8)) * 40).astype(kind), drawn((40, 100), 1), drawn(100, 2)
+    wide, options = x.astype(np.float32), {"precision": precision}
+    for layout in ("NCHW", "NHWC"):
+        expected = computed(wide, weight, layout, **options)
+        assert oracle.same_bits(computed(x, weight, layout, **options), expected)
+        fused, scaled = (computed(one, weight, layout, input_scale=gate, **options) for one in (x, wide))
+        assert oracle.same_bits(fused, scaled)
+        for parts in ((x[:, :30], x[:, 30:]), (x[:, :30], wide[:, 30:])):
+            joined = pwconv.pointwise_conv([relaid(part, layout) for part in parts], weight, layout=layout, **options)
+            assert oracle.same_bits(joined, relaid(expected, layout))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
