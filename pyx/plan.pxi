@@ -135,6 +135,12 @@ cdef double column_cycles(const unit_t* unit, const Side* rows, int vectors, dou
     return max(all, far * vectors) if rows.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
+cdef double row_cycles(const Plan* plan, Py_ssize_t rows) noexcept nogil:
+    """One step of so many rows, for each of them: short tiles take longer."""
+    cdef Side side = rows_side(rows, plan.unit.rows[plan.vectors])
+    return column_cycles(plan.unit, &side, plan.vectors, 0.0, 0.0) / rows
+
+
 cdef bint crowded(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept nogil:
     """Do so many lines, `step` floats apart, fall on so few sets of a cache that they push each other out?
 
@@ -312,6 +318,8 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
                 # than one: threads are not equally fast.
                 turns = ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
                 busy = whole / threads / (<double> turns * block * ceil_div(plan.out_side.tiles, o))
+                if not plan.pixels_on_lanes:
+                    busy *= row_cycles(plan, p.pixels) / row_cycles(plan, block)
                 busy -= weights_again * (b - blocks) + x_again * (o - plan.out_blocks) + 0.015 / turns
                 if busy > best_busy:
                     best_busy = busy
