@@ -3,20 +3,23 @@
 
    The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal
    x, |x - first| <= 2^-8 |x| and |x - first - second| <= 2^-17 |x|. Denormal x count as zero, as they do in float32.
-   Infinities, NaN and what rounds to infinity cannot be told in pieces; nor, in two of them, what is so small that the
-   second would be denormal where it matters: columns that hold such a number are marked as odd. */
+   NaN stays NaN. Infinities and what rounds to infinity cannot be told in pieces; nor, in two of them, what is so small
+   that the second would be denormal where it matters: columns that hold such a number are marked as odd. */
 
 typedef uint32_t uvec __attribute__((vector_size(sizeof(vec))));
 
 #define SMALLEST_NORMAL 0x00800000u
 #define SMALLEST_IN_TWO 0x09800000u /* 2^-108: what the second may lose, 2^-126, is 2^-18 of it */
 #define LARGEST_IN_PIECES 0x7f7f7fffu
+#define INFINITE 0x7f800000u
 
 /* For CPUs without an instruction for it. */
 #ifndef nearest
 INLINE halves nearest(vec v) {
-    const uvec all = (uvec)v, bits = all & (uvec)((all & 0x7fffffff) >= SMALLEST_NORMAL);
-    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, halves);
+    const uvec all = (uvec)v, size = all & 0x7fffffff, nan = (uvec)(size > INFINITE);
+    const uvec bits = all & (uvec)(size >= SMALLEST_NORMAL);
+    const uvec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector(rounded | (nan & 0x7fff), halves);
 }
 #endif
 
@@ -33,7 +36,8 @@ INLINE pieces_t pieces_of(vec v, const int pieces) {
 
 /* The uppermost bit of each lane: can pieces not stand for this number? */
 INLINE uvec oddness(vec v, const int pieces) {
-    const uvec size = (uvec)v & 0x7fffffff, too_large = size + (0x7fffffff - LARGEST_IN_PIECES);
+    const uvec size = (uvec)v & 0x7fffffff;
+    const uvec too_large = (size + (0x7fffffff - LARGEST_IN_PIECES)) & ~(size + (0x7fffffff - INFINITE));
     return pieces == 1 ? too_large : too_large | ((size - SMALLEST_IN_TWO) & (uvec)(size >= SMALLEST_NORMAL));
 }
 

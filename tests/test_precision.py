@@ -14,8 +14,12 @@ import pwconv
 
 PRECISIONS = ("high", "medium")
 OUTS, PIXELS = 40, 35
-# What one bfloat16, or two, cannot stand for: see the comment at the top of pieces.h.
-NO_PIECES = {"medium": (np.inf, -np.inf, np.nan, 3.4e38), "high": (np.inf, -np.inf, np.nan, -3.4e38, 1e-37, -3e-33)}
+# What one bfloat16, or two, cannot stand for, and NaN: see the comment at the top of pieces.h.
+LONGEST_NAN = np.uint32(0xFFFFFFFF).view(np.float32)
+NO_PIECES = {
+    "medium": (np.inf, -np.inf, np.nan, LONGEST_NAN, 3.4e38),
+    "high": (np.inf, -np.inf, np.nan, LONGEST_NAN, -3.4e38, 1e-37, -3e-33),
+}
 
 
 def drawn(shape, seed=0):
