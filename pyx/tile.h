@@ -110,8 +110,9 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
         first = 0;
     }
 
-    char *y = t->y;
-    UNROLL for (int r = 0; r < ROWS; r++, y += t->y_step) put_row(t, y, r, sum[r], VECTORS);
+    const tile_t end = *t; /* not to be read again after each store, which might change t for all a compiler knows */
+    char *y = end.y;
+    UNROLL for (int r = 0; r < ROWS; r++, y += end.y_step) put_row(&end, y, r, sum[r], VECTORS);
 }
 
 /* Tiles of up to so many rows and V vectors, from which TILES(X) is put together. */
