@@ -84,15 +84,16 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
         /* Two steps a turn: the narrow front ends (Haswell) are what bounds small tiles. */
         TWO_A_TURN for (ptrdiff_t k = 0; k < n; k++) {
             vec lane[MAX_VECTORS];
+            /* Before the products: compilers move these across the branch otherwise, and run out of registers. */
+            __builtin_prefetch(ahead);
+            if (ahead_all) {
+                UNROLL for (int i = LINE; i < VECTORS * (int)sizeof(vec); i += LINE) __builtin_prefetch(ahead + i);
+            }
             UNROLL for (int v = 0; v < VECTORS; v++) lane[v] = load(b + v * sizeof(vec));
             UNROLL for (int r = 0; r < ROWS; r++) {
                 const char *at = a[r / 3] + r % 3 * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
                 const vec row = splat(*(const loose_float *)at);
                 UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = add_products(row, lane[v], sum[r][v]);
-            }
-            __builtin_prefetch(ahead);
-            if (ahead_all) {
-                UNROLL for (int i = LINE; i < VECTORS * (int)sizeof(vec); i += LINE) __builtin_prefetch(ahead + i);
             }
             UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] += A_ROWWISE ? (ptrdiff_t)sizeof(float) : a_step;
             b += b_step;

@@ -9,7 +9,7 @@
 
 #include "pieces.h"
 
-enum { CHANNELS = 4, MOST_PAIRS = 8, MOST_VECTORS = 3 };
+enum { CHANNELS = 4, MOST_PAIRS = 8, MOST_VECTORS = 3, LONGEST = 4 };
 
 /* Two rows of four channels, times two lanes of as many. */
 static inline vec add_matrices(vec rows, vec lanes, vec sums) {
@@ -25,7 +25,6 @@ INLINE void swap_halves(vec to[2], vec first, vec second) {
 
 /* An odd last row is summed with what lies behind it, which is dropped at the end. */
 INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, const int VECTORS) {
-    const ptrdiff_t pitch = VECTORS * LANES;
     const int products = PIECES == 2 ? 3 : 1;
     /* Sums depend on the order of the products, which must not depend on whether pixels are rows or lanes: the rest of
        the pixels comes first, that of the weights last. */
@@ -35,26 +34,34 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, cons
     const char *a = t->a, *b = t->b, *ahead = t->ahead;
     vec sum[MOST_PAIRS][2 * MOST_VECTORS];
 
-    UNROLL for (int p = 0; p < PAIRS; p++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        const float *row = t->partial + 2 * p * pitch + v * LANES;
-        if (t->first) {
-            sum[p][2 * v] = sum[p][2 * v + 1] = splat(0.0f);
-        } else {
-            swap_halves(&sum[p][2 * v], load(row), load(row + pitch));
-        }
-    }
+    UNROLL for (int p = 0; p < PAIRS; p++) UNROLL for (int l = 0; l < 2 * VECTORS; l++)
+        sum[p][l] = t->first ? splat(0.0f) : load(t->partial + (2 * p * VECTORS + l) * LANES);
     for (ptrdiff_t step = 0; step < t->steps; step++, a += t->a_step, b += t->b_step) {
-        /* Unrolled, it runs out of registers. */
+        UNROLL for (int i = 0; i < CHANNELS; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);
+        /* Unrolled, it runs out of registers; so it does with the longer side in them. */
         NO_UNROLL for (int i = t->pixels_in_one; i < products; i++) {
-            vec rows[MOST_PAIRS];
-            UNROLL for (int p = 0; p < PAIRS; p++) rows[p] = load(a + a_piece[i] + p * sizeof(vec));
-            UNROLL for (int l = 0; l < 2 * VECTORS; l++) {
-                const vec lanes = load(b + b_piece[i] + l * sizeof(vec));
-                UNROLL for (int p = 0; p < PAIRS; p++) sum[p][l] = add_matrices(rows[p], lanes, sum[p][l]);
+            vec held[LONGEST];
+            if (PAIRS < 2 * VECTORS) {
+                UNROLL for (int p = 0; p < PAIRS; p++) held[p] = load(a + a_piece[i] + p * sizeof(vec));
+                UNROLL for (int l = 0; l < 2 * VECTORS; l++) {
+                    const vec lanes = load(b + b_piece[i] + l * sizeof(vec));
+                    UNROLL for (int p = 0; p < PAIRS; p++) sum[p][l] = add_matrices(held[p], lanes, sum[p][l]);
+                }
+            } else {
+                UNROLL for (int l = 0; l < 2 * VECTORS; l++) held[l] = load(b + b_piece[i] + l * sizeof(vec));
+                UNROLL for (int p = 0; p < PAIRS; p++) {
+                    const vec rows = load(a + a_piece[i] + p * sizeof(vec));
+                    UNROLL for (int l = 0; l < 2 * VECTORS; l++) sum[p][l] = add_matrices(rows, held[l], sum[p][l]);
+                }
             }
         }
-        UNROLL for (int i = 0; i < CHANNELS; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);
     }
+    if (!t->last) {
+        UNROLL for (int p = 0; p < PAIRS; p++) UNROLL for (int l = 0; l < 2 * VECTORS; l++)
+            store(t->partial + (2 * p * VECTORS + l) * LANES, sum[p][l]);
+        return;
+    }
+    const tile_t end = *t; /* see tile() */
     UNROLL for (int p = 0; p < PAIRS; p++) {
         vec out[2][MOST_VECTORS];
         UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -64,10 +71,10 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, cons
         }
         UNROLL for (int i = 0; i < 2; i++) {
             const int row = 2 * p + i;
-            if (!t->last || !t->y) {
-                UNROLL for (int v = 0; v < VECTORS; v++) store(t->partial + row * pitch + v * LANES, out[i][v]);
-            } else if (row < t->rows) {
-                put_row(t, t->y + row * t->y_step, row, out[i], VECTORS);
+            if (!end.y) {
+                UNROLL for (int v = 0; v < VECTORS; v++) store(end.partial + (row * VECTORS + v) * LANES, out[i][v]);
+            } else if (row < end.rows) {
+                put_row(&end, end.y + row * end.y_step, row, out[i], VECTORS);
             }
         }
     }
