@@ -1,7 +1,7 @@
 """Builds pwconv._engine: Cython for the loops, one C file per instruction set, each compiled with its own flags.
 
 Environment: PWCONV_OPENMP=0 builds without OpenMP (single-threaded); PWCONV_EMULATE_AMX=1 puts C in place of AMX's
-instructions, to test on machines with AVX-512 what uses them; CC chooses the compiler (GCC 11+ or Clang 14+; on
+instructions, to test on machines with AVX512-BF16 what uses them; CC chooses the compiler (GCC 11+ or Clang 14+; on
 Windows it is clang-cl); LIBOMP_PREFIX is where macOS has libomp; CFLAGS=-g keeps what a debugger wants to know.
 """
 
@@ -19,6 +19,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+if os.environ.get("PWCONV_EMULATE_AMX") == "1":
+    COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
+
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/isa_baseline.c": [],
@@ -42,9 +45,6 @@ INSTRUCTION_SETS = {
         "pyx/unit_neon_bf16.c": ["-fno-schedule-insns", "-march=armv8.2-a+bf16"],
     },
 }
-if os.environ.get("PWCONV_EMULATE_AMX") == "1":
-    COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
-    INSTRUCTION_SETS["x86_64"]["pyx/unit_amx.c"].remove("-mavx512bf16")
 WINDOWS, MACOS = os.name == "nt", sys.platform == "darwin"
 # Free-threaded CPython has no limited API: its wheels are for one version each.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")

@@ -259,13 +259,11 @@ def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
     # Inference mode, entered in every call, would cost a small one a microsecond more than this.
     torch.set_grad_enabled(False)
     conv, linear, relu = functional.conv2d, functional.linear, torch.relu_
-    x, weight, bias, sampled = (
-        torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias, o.sampled())
-    )
+    x, weight, bias = (torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias))
     kernel, stride = weight[:, :, None, None], o.workload.stride
     if o.layout == "NCHW":
         return {"conv2d": lambda: relu(conv(x, kernel, bias, stride))}
-    last = x.permute(0, 3, 1, 2)
+    last, sampled = x.permute(0, 3, 1, 2), x[:, ::stride, ::stride]
     kernel = kernel.contiguous(memory_format=torch.channels_last)
     return {
         "conv2d": lambda: relu(conv(last, kernel, bias, stride)).permute(0, 2, 3, 1),
@@ -277,10 +275,14 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
     """The same with tensors of bfloat16, which are not charged for; or while float32 may be multiplied as bfloat16.
 
     That is a setting of the process, so each call makes it and takes it back, which costs about a microsecond. oneDNN,
-    which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell.
+    which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell. Before
+    torch 2.9 there is no such setting.
     """
     from torch.backends import mkldnn
 
+    ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
+    if not hasattr(mkldnn, "conv"):
+        return ways
     # Small convolutions are products of matrices to torch.
     conv, matmul = mkldnn.conv, mkldnn.matmul
     before = conv.fp32_precision, matmul.fp32_precision
@@ -292,7 +294,6 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
         finally:
             conv.fp32_precision, matmul.fp32_precision = before
 
-    ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
     return ways | {f"{way} permitted": partial(permitted, call) for way, call in _torch_ways(o).items()}
 
 

@@ -390,7 +390,10 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
         layers = [result for result in results if result.workload.network == network]
         x = [intensity(result) for result in layers]
         own = [result.gflops["pwconv"] for result in layers]
-        best = [max((result.gflops[name] for name in result.ratios), default=math.nan) for result in layers]
+        best = [
+            max((result.gflops[name] for name in result.ratios if not PEERS[name].coarse), default=math.nan)
+            for result in layers
+        ]
         color = f"C{number % 10}"
         axes.vlines(x, own, best, color=color, linewidth=1)
         axes.plot(x, best, "o", color=color, markersize=4, markerfacecolor="white")

@@ -70,8 +70,8 @@ def pointwise_conv(
     precision : "highest" is float32. "high" permits two bfloat16 for each number, "medium" one, where that is faster on
         this machine (`PointwiseConv.plan` says what is used): with K = C_in // groups, errors of a sum stay below
         (2^-15 + 4 K 2^-24) and (2^-7 + 2^-16 + 2 K 2^-24) times sum |weight| |x|, and 2^-126 sum(|weight| + |x| + 6).
-        Pixels and rows of weights with infinities, NaN or numbers for which there are no such pieces are computed as
-        with "highest". tests/oracle.py derives the bounds.
+        Pixels and rows of weights with infinities or numbers for which there are no such pieces are computed as with
+        "highest". tests/oracle.py derives the bounds.
     num_threads : int; None leaves it to `pwconv.set_num_threads` and the environment.
     backend : "native", "numpy" or "auto".
 

@@ -48,16 +48,15 @@ static inline vec gather(const float *from, const int32_t *index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), from, sizeof(float));
 }
 
-/* Sixteen bfloat16, or the upper halves of a vector. */
-typedef uint16_t halves __attribute__((vector_size(32)));
+/* For pieces.h. */
+typedef uint16_t bf16s __attribute__((vector_size(32)));
 
-static inline __m512i widened(halves h) {
+static inline __m512i widened(bf16s h) {
     return _mm512_cvtepu16_epi32((__m256i)h);
 }
 
 #ifdef __AVX512BF16__
-static inline halves nearest(vec v) {
-    return (halves)_mm512_cvtneps_pbh(v);
+static inline bf16s nearest(vec v) {
+    return (bf16s)_mm512_cvtneps_pbh(v);
 }
-#define nearest nearest
 #endif

@@ -514,6 +514,8 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
     """Chooses what is fetched during a panel of lanes: pixels or weights that come from far, never both."""
     cdef const Plan* p = &t.plan
     cdef Py_ssize_t lanes = p.vectors * p.unit.lanes, behind
+    # What the next block reads may not be there yet, or not in one place.
+    cdef bint pixels_known = not p.packed or t.x_parts == 1
     cdef Ahead ahead
     cdef Run run
     ahead.at = panel
@@ -524,7 +526,7 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
         # Pixels behind this tile; those of the next block where this block's are packed already.
         behind = b.pixels if p.packed else p.tiles_ahead * lanes
         run = run_from(b.x, b.first + lane + behind)
-        if run.count > 0 and run.step == sizeof(float):
+        if pixels_known and run.count > 0 and run.step == sizeof(float):
             ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
             ahead.lines = ceil_div(lanes * sizeof(float), 64)
             ahead.apart = b.x.channel_step
@@ -536,7 +538,7 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
         ahead.step = lanes * step_bytes(p.unit) // p.unit.fetches
         ahead.lines = ahead.shares = ceil_div(ahead.step, 64)
     else:
-        ahead.rows = lane == 0
+        ahead.rows = pixels_known and lane == 0
     return ahead
 
 
@@ -547,7 +549,7 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, const Ahead* ahead, 
     cdef Run run
     tile.ahead_all = False
     if ahead.shares and row_tiles >= ahead.shares:
-        tile.ahead = ahead.at + (share * 64 if share < ahead.lines else (share - ahead.lines) * 64 + ahead.apart)
+        tile.ahead = ahead.at + share % ahead.lines * 64 + share // ahead.lines * ahead.apart
         tile.ahead_step = ahead.step
         return
     tile.ahead = tile.b
@@ -557,7 +559,9 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, const Ahead* ahead, 
         run = run_from(b.x, b.first + row + (b.pixels if p.packed else tile.rows))
         if run.count > 0:
             tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
-            tile.ahead_step = tile.rows * run.step // max(<Py_ssize_t> 1, tile.steps * p.unit.fetches)
+            tile.ahead_step = b.x.channel_step
+            if p.rowwise:
+                tile.ahead_step = tile.rows * run.step // max(<Py_ssize_t> 1, tile.steps * p.unit.fetches)
     elif row_tile * ahead.lines < ahead.shares:
         tile.ahead = ahead.at + row_tile * ahead.apart
         tile.ahead_step = ahead.step
@@ -944,12 +948,13 @@ cdef void pack_share(const Plan* p, const Weights* w, Py_ssize_t groups, Py_ssiz
 
 
 cdef void cut_weights(const Plan* p, const pack_t* panel, uint32_t* odd) noexcept nogil:
-    """A panel of weights in pieces."""
+    """A panel of weights in pieces, rounded as a unit's own CPU rounds, whatever the caller has asked it for."""
     cdef bint by_rows = cuts_rows(p, p.pixels_on_lanes, panel.channel_step)
     cdef float staging[(CUT_DEPTH + ROW_PAD) * MAX_LANES]
     cdef uint32_t marks[2 * MAX_LANES]   # whole vectors, which may reach into another thread's out channels
     cdef Py_ssize_t channel = 0
     cdef pack_t pack = panel[0]
+    cdef uint64_t before = pwconv_float_enter()
     memset(marks, 0, sizeof(marks))
     pack.dst = staging
     pack.width = pack.panel = CUT_DEPTH + ROW_PAD if by_rows else pack.count
@@ -964,4 +969,5 @@ cdef void cut_weights(const Plan* p, const pack_t* panel, uint32_t* odd) noexcep
             (1 if by_rows else pack.width) * sizeof(float), pack.count, pack.depth, panel.width, panel.dst, 0, channel,
             marks)
         channel += pack.depth
+    pwconv_float_leave(before)
     memcpy(odd, marks, panel.count * sizeof(uint32_t))

@@ -62,7 +62,7 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
         avx2 && (facts->leaf7_ebx & avx512_leaf7) == avx512_leaf7 && (facts->xcr0 & avx512_state) == avx512_state;
     const int avx512_bf16 = avx512 && (facts->leaf7_1_eax & avx512_bf16_leaf7_1);
 #if defined(PWCONV_EMULATE_AMX)
-    const int amx = avx512;
+    const int amx = avx512_bf16;
 #elif defined(__linux__)
     const uint64_t tile_state = 0x60000;
     const uint32_t amx_leaf7_edx = 1 << 22 | 1 << 24; /* AMX-BF16, AMX-TILE */

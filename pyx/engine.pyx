@@ -120,7 +120,7 @@ cdef extern from "isa.h" nogil:
         const char* name
         int pieces, lanes, channels, fetches
         int together[2]
-        int halves
+        int half_cycles
         int rows[7]
         tile_kernel kernel[2][7][33]
         void (*split)(const split_t*) noexcept nogil

@@ -48,8 +48,10 @@ typedef struct {
     ptrdiff_t steps;            /* of the sum; SUM_BLOCK channels or a multiple of it unless `last` */
     int first, last;            /* does the whole sum start, end in this call? */
     int pixels_in_one;          /* of two pieces: is the second one of all pixels zero? */
-    float *partial; /* rows x lanes: the sum so far, and where it is left for the next call or for finish() */
-    /* What will be wanted later is fetched along the way: for every channel one line, or as many as b has there. */
+    /* rows x lanes: where the sum is left for finish(); between calls it lies there as the kernel likes. */
+    float *partial;
+    /* What will be wanted later is fetched along the way, unit_t.fetches times in a step: one line, or as many as b has
+       there. */
     const char *ahead;
     ptrdiff_t ahead_step;
     int ahead_all;
@@ -129,7 +131,7 @@ typedef struct {
     int channels;              /* in channels that one step of the sum takes in */
     int fetches;               /* prefetches of a step, which divide its channels into so many parts */
     int together[2];           /* of these, how many lie side by side in a panel: of a lane, of a row */
-    int halves;                /* cycles of a step for each row of a vector, doubled */
+    int half_cycles;           /* cycles of a step for each row of a vector, doubled */
     int rows[MAX_VECTORS + 1]; /* tallest tile for each number of vectors; 0: no such tile */
     /* [0]: a[row + step * a_step] (panels, channels-first maps); [1]: a[row * a_step + step] (channels-last), or NULL
      */

@@ -18,7 +18,7 @@
                  .channels = 1,                                        \
                  .fetches = 1,                                         \
                  .together = {1, 1},                                   \
-                 .halves = 1,                                          \
+                 .half_cycles = 1,                                     \
                  .rows = {__VA_ARGS__},                                \
                  .kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}}, \
         .pack = pack,                                                  \

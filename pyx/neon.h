@@ -33,18 +33,17 @@ static inline vec interleave_high(vec a, vec b) {
     return (vec)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
 }
 
-/* Four bfloat16, or the upper halves of a vector. */
-typedef uint16_t halves __attribute__((vector_size(8)));
+/* For pieces.h. */
+typedef uint16_t bf16s __attribute__((vector_size(8)));
 
-static inline uint32x4_t widened(halves h) {
+static inline uint32x4_t widened(bf16s h) {
     return vmovl_u16((uint16x4_t)h);
 }
 
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
-static inline halves nearest(vec v) {
-    return (halves)vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)v));
+static inline bf16s nearest(vec v) {
+    return (bf16s)vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)v));
 }
-#define nearest nearest
 #endif
 
 #include "four_lanes.h"

@@ -1,5 +1,6 @@
-/* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these. It needs
-   halves, which are as many uint16 as a vector has lanes, and widened(), which makes uint32 of them.
+/* Float32 as the sum of one or two bfloat16, and how they are laid out for a unit that multiplies these. Of the
+   includer it needs bf16s, as many of them as a vector has lanes, widened(), which makes uint32 of their bits, and
+   nearest(), which rounds float32 to them.
 
    The first piece is x rounded to bfloat16 (to nearest, ties to even), the second the rest, rounded again: for normal
    x, |x - first| <= 2^-8 |x| and |x - first - second| <= 2^-17 |x|. Denormal x count as zero, as they do in float32.
@@ -13,18 +14,8 @@ typedef uint32_t uvec __attribute__((vector_size(sizeof(vec))));
 #define LARGEST_IN_PIECES 0x7f7f7fffu
 #define INFINITE 0x7f800000u
 
-/* For CPUs without an instruction for it. */
-#ifndef nearest
-INLINE halves nearest(vec v) {
-    const uvec all = (uvec)v, size = all & 0x7fffffff, nan = (uvec)(size > INFINITE);
-    const uvec bits = all & (uvec)(size >= SMALLEST_NORMAL);
-    const uvec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return __builtin_convertvector(rounded | (nan & 0x7fff), halves);
-}
-#endif
-
 typedef struct {
-    halves piece[2];
+    bf16s piece[2];
 } pieces_t;
 
 INLINE pieces_t pieces_of(vec v, const int pieces) {

@@ -119,7 +119,7 @@ cdef Side rows_side(Py_ssize_t n, Py_ssize_t tallest) noexcept nogil:
 
 cdef inline double tile_cycles(const unit_t* unit, Py_ssize_t rows, int vectors, double near) noexcept nogil:
     """One step of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache of its lanes."""
-    return (max(0.5 * unit.halves * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors)
+    return (max(0.5 * unit.half_cycles * rows * vectors, 0.5 * (rows + vectors), 4.0, near * vectors)
             + 0.06 * (rows + vectors) + 0.25)
 
 
@@ -295,31 +295,32 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Side side = pixel_side(plan, p.pixels)
     cdef Py_ssize_t grain = side.width if plan.pixels_on_lanes else ceil_div(p.pixels, side.tiles)
     cdef Py_ssize_t threads = <Py_ssize_t> min(<double> p.threads, max(1.0, plan.cycles / p.thread_cycles))
-    # Pixels of the next block are fetched as they are, and may take more room than packed ones.
     cdef Py_ssize_t few = ceil_div(FEW_PIXELS, max(1, grain))
+    # Pixels of the next block are fetched as they are, and may take more room than packed ones.
     cdef Py_ssize_t tiles = max(few, min(MAX_TILES, cache_room() // max(1, plan.depth_block * grain)))
     cdef Py_ssize_t blocks = ceil_div(side.tiles, tiles)
     cdef Py_ssize_t best_blocks, best_outs, b, o, block
     cdef Py_ssize_t turns
-    cdef double busy, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
-    # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
-    cdef double weights_again = 0.008 if far_weights(p, plan.unit) else 0.002
+    cdef double busy, shorter, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
+    # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work, which
+    # the weights' is the larger the fewer pixels there are.
+    cdef Py_ssize_t weights = p.outs * column_floats(plan.unit, p.depth) * <Py_ssize_t> sizeof(float)
+    cdef double weights_again = max(0.002, (0.5 if weights <= <Py_ssize_t> cache_bytes[2] else 2.5) / p.pixels)
     cdef double x_again = 0.006 if plan.packed else 0.002
     plan.out_blocks = sums_blocks(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
     best_outs = plan.out_blocks
     if threads > 1:
         for b in range(blocks, min(side.tiles, blocks + 4 * threads) + 1):
+            block = min(p.pixels, block_pixels(plan, p.pixels, b))
+            shorter = 1.0 if plan.pixels_on_lanes else row_cycles(plan, p.pixels) / row_cycles(plan, block)
             for o in range(plan.out_blocks, min(plan.out_side.tiles, plan.out_blocks + 2 * threads) + 1):
                 if p.transformed and o > plan.out_blocks and side.tiles >= threads:
                     break          # x would be transformed more than once
-                block = min(p.pixels, block_pixels(plan, p.pixels, b))
                 # An even share against the busiest thread's, if units were dealt out in turn. Some turns are better
                 # than one: threads are not equally fast.
                 turns = ceil_div(p.spans * p.groups * ceil_div(p.pixels, block) * o, threads)
-                busy = whole / threads / (<double> turns * block * ceil_div(plan.out_side.tiles, o))
-                if not plan.pixels_on_lanes:
-                    busy *= row_cycles(plan, p.pixels) / row_cycles(plan, block)
+                busy = shorter * whole / threads / (<double> turns * block * ceil_div(plan.out_side.tiles, o))
                 busy -= weights_again * (b - blocks) + x_again * (o - plan.out_blocks) + 0.015 / turns
                 if busy > best_busy:
                     best_busy = busy

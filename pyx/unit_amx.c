@@ -80,18 +80,22 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int TALL, const
                 MULTIPLY();
             }
         }
-        for (int i = 0; i < 2 * STEP_LINES; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);
+        for (int i = 0; i < 2 * STEP_LINES; i++, ahead += t->ahead_step) {
+            __builtin_prefetch(ahead);
+            if (WIDE && t->ahead_all) __builtin_prefetch(ahead + LINE_BYTES);
+        }
     }
     if (!t->last || !t->y) {
         EACH_SUM(_tile_stored, t->partial);
         return;
     }
+    const tile_t end = *t; /* see tile() */
     float sums[2 * SIDE * 2 * SIDE] __attribute__((aligned(64)));
     EACH_SUM(_tile_stored, sums);
-    for (int row = 0; row < t->rows; row++) {
+    for (int row = 0; row < end.rows; row++) {
         vec sum[2];
         for (int v = 0; v < VECTORS; v++) sum[v] = load(sums + (row * VECTORS + v) * LANES);
-        put_row(t, t->y + row * t->y_step, row, sum, VECTORS);
+        put_row(&end, end.y + row * end.y_step, row, sum, VECTORS);
     }
 }
 
@@ -128,7 +132,7 @@ static void leave(void) {
     _tile_release();
 }
 
-#define UNIT(PIECES, HALVES)                                                              \
+#define UNIT(PIECES, HALF_CYCLES)                                                         \
     {                                                                                     \
         .name = "amx",                                                                    \
         .pieces = PIECES,                                                                 \
@@ -136,7 +140,7 @@ static void leave(void) {
         .channels = 2 * STEP_LINES,                                                       \
         .fetches = 2 * STEP_LINES,                                                        \
         .together = {2, 2 * STEP_LINES},                                                  \
-        .halves = HALVES,                                                                 \
+        .half_cycles = HALF_CYCLES,                                                       \
         .rows = {0, 2 * SIDE, 2 * SIDE},                                                  \
         .kernel = {{{NULL},                                                               \
                     {[1 ... 16] = short_##PIECES##x1, [17 ... 32] = tall_##PIECES##x1},   \

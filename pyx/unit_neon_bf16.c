@@ -9,7 +9,7 @@
 
 #include "pieces.h"
 
-enum { CHANNELS = 4, MOST_PAIRS = 8, MOST_VECTORS = 3, LONGEST = 4 };
+enum { CHANNELS = 4, MOST_PAIRS = 8, MOST_VECTORS = 3, MOST_HELD = 4 };
 
 /* Two rows of four channels, times two lanes of as many. */
 static inline vec add_matrices(vec rows, vec lanes, vec sums) {
@@ -40,7 +40,7 @@ INLINE void matrix_tile(const tile_t *t, const int PIECES, const int PAIRS, cons
         UNROLL for (int i = 0; i < CHANNELS; i++, ahead += t->ahead_step) __builtin_prefetch(ahead);
         /* Unrolled, it runs out of registers; so it does with the longer side in them. */
         NO_UNROLL for (int i = t->pixels_in_one; i < products; i++) {
-            vec held[LONGEST];
+            vec held[MOST_HELD];
             if (PAIRS < 2 * VECTORS) {
                 UNROLL for (int p = 0; p < PAIRS; p++) held[p] = load(a + a_piece[i] + p * sizeof(vec));
                 UNROLL for (int l = 0; l < 2 * VECTORS; l++) {
@@ -101,7 +101,7 @@ static void split_2(const split_t *s) {
     split_columns(s, 2, CHANNELS / 2);
 }
 
-#define UNIT(PIECES, HALVES)                \
+#define UNIT(PIECES, HALF_CYCLES)                \
     {                                       \
         .name = "neon_bf16",                \
         .pieces = PIECES,                   \
@@ -109,7 +109,7 @@ static void split_2(const split_t *s) {
         .channels = CHANNELS,               \
         .fetches = CHANNELS,                \
         .together = {CHANNELS, CHANNELS},   \
-        .halves = HALVES,                   \
+        .half_cycles = HALF_CYCLES,                   \
         .rows = {0, 16, 12, 8},             \
         .kernel = {TILES(ENTRY_##PIECES)},  \
         .split = split_##PIECES,            \

@@ -126,7 +126,7 @@ class Problem:
         if rng.random() < 0.2:  # bfloat16 cannot stand for these, so float32 computes what they belong to
             self.weight.flat[-1:] = np.inf
             if self.x.dtype == np.float32:
-                self.x.flat[-1:] = np.nan
+                self.x.flat[-1:] = -np.inf
         batch = sizes["N"] if "N" in layout else 1
         optional = {
             "bias": (groups * outs,),

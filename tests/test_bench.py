@@ -245,7 +245,7 @@ def test_precisions_race_on_the_same_arrays():
 
 
 def test_torch_multiplies_bfloat16_in_calls_that_permit_it_and_in_no_others(monkeypatch):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", minversion="2.9")
     seen, settings = [], (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)
 
     def now():
@@ -278,6 +278,17 @@ def test_torch_is_given_bfloat16(layout):
     given = {way: call().dtype for way, call in ways.items()}
     assert given == {way: torch.bfloat16 if "of bfloat16" in way else torch.float32 for way in ways}
     assert any("of bfloat16" in way for way in ways)
+
+
+def test_torch_pays_for_the_steps_of_a_stride(monkeypatch):
+    """As the others do: what it reads is a view of the map."""
+    torch = pytest.importorskip("torch")
+    seen = []
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *_: seen.append(x) or x)
+    operands = Operands(STRIDED, "NHWC")
+    for dtype in ("float32", "bfloat16"):
+        _race._torch_ways(operands, dtype)["linear"]()
+    assert [x.is_contiguous() for x in seen] == [False, False]
 
 
 @pytest.mark.parametrize("fastest", ["right", "coarse"])

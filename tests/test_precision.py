@@ -157,19 +157,26 @@ def test_what_happens_before_and_after_the_sum(unit_isa, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, ml_dtypes.bfloat16, np.float16, np.int16])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16])
 def test_narrow_numbers(unit_isa, precision, kind):
     """They give the bits of the same numbers in float32, whether one bfloat16 can stand for them or not."""
-    x, weight, gate = np.abs(drawn((2, 100, 9, 8)) * 40).astype(kind), drawn((40, 100), 1), drawn(100, 2)
-    wide, options = x.astype(np.float32), {"precision": precision}
+    shape, weight, gate, options = (2, 100, 9, 8), drawn((40, 100), 1), drawn(100, 2), {"precision": precision}
+    if np.issubdtype(kind, np.integer):
+        bounds = np.iinfo(kind)
+        x = np.random.default_rng(3).integers(bounds.min, bounds.max, shape, kind, endpoint=True)
+    else:
+        x = drawn(shape).astype(kind)
+        x[0, 5, 2, 3], x[1, 99, 8, 7], x[1, 0, 0, 0] = np.inf, np.nan, 1e-37
+    wide, other = x.astype(np.float32), drawn((2, 70, 9, 8), 4)
     for layout in ("NCHW", "NHWC"):
-        expected = computed(wide, weight, layout, **options)
-        assert oracle.same_bits(computed(x, weight, layout, **options), expected)
-        fused, scaled = (computed(one, weight, layout, input_scale=gate, **options) for one in (x, wide))
-        assert oracle.same_bits(fused, scaled)
-        for parts in ((x[:, :30], x[:, 30:]), (x[:, :30], wide[:, 30:])):
-            joined = pwconv.pointwise_conv([relaid(part, layout) for part in parts], weight, layout=layout, **options)
-            assert oracle.same_bits(joined, relaid(expected, layout))
+        for own in ({}, {"input_scale": gate}):
+            narrow, expected = (computed(one, weight, layout, **own, **options) for one in (x, wide))
+            assert oracle.same_bits(narrow, expected)
+        for second in (x[:, 30:], other):
+            parts = [relaid(part, layout) for part in (x[:, :30], second)]
+            joined = np.concatenate([part.astype(np.float32) for part in (x[:, :30], second)], axis=1)
+            result = pwconv.pointwise_conv(parts, weight, layout=layout, **options)
+            assert oracle.same_bits(result, relaid(computed(joined, weight, layout, **options), layout))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -215,6 +222,13 @@ def test_a_unit_is_chosen_by_channels_only(engine, unit_isa, precision):
     for shape, threads in itertools.product([(1, 256, 1, 1), (1, 256, 7, 7), (5, 256, 30, 30)], (1, 2)):
         assert layer.plan(shape, num_threads=threads).isa == unit
     assert "bf16" in unit or unit == "amx" or precision == "high"
+
+
+@pytest.mark.parametrize(("channels", "outs", "pays"), [(64, 24, True), (64, 23, False), (15, 64, False)])
+def test_few_channels_are_float32(engine, unit_isa, channels, outs, pays):
+    units = engine.isa_units(unit_isa)
+    layer = pwconv.PointwiseConv(drawn((outs, channels)), precision="medium")
+    assert layer.plan((1, channels, 9, 9)).isa == units["medium" if pays else "highest"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

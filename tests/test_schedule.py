@@ -56,3 +56,14 @@ def test_no_thread_gets_much_more_than_its_share(isa, workload, layout, threads)
     share = units.sum() / threads
     # Where a thread has few tiles, it cannot be more even than whole ones allow.
     assert max(loads(units, threads)) <= max((1 + MOST_IMBALANCE) * share, math.ceil(share)), plan
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_share_small_maps_without_short_tiles(isa, threads, precision):
+    """Pixels that are rows stay in tiles about as tall as for one thread; out channels are shared out instead."""
+    for workload in NETWORKS:
+        weight = np.zeros((workload.out_channels, workload.in_channels), np.float32)
+        layer = pwconv.PointwiseConv(weight, stride=workload.stride, layout="NHWC", precision=precision)
+        alone, plan = (layer.plan(workload.shape("NHWC"), num_threads=number) for number in (1, threads))
+        assert plan.pixels_on_lanes or plan.tile_rows >= 0.75 * alone.tile_rows, (workload, plan)
