@@ -9,7 +9,8 @@ import pytest
 import pwconv
 from pwconv._race import LAYOUTS, NETWORKS
 
-MOST_IMBALANCE = 0.10
+# Units that are finer still may read the weights so often that nothing is won.
+MOST_IMBALANCE = 0.12
 # Operations of a thread that are worth waking it for: about 20 microseconds.
 ENOUGH_WORK = 4e6
 
