@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 from typing import NamedTuple
 
 from pwconv import runtime
@@ -77,11 +78,12 @@ def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> M
     """Measure what `threads` threads reach together: the best of some passes, since neighbours can only slow it."""
     engine = runtime.engine
     levels = footprints(threads)
+    together = Barrier(threads)
     probes: dict[tuple[str, str], Callable[[], float]] = {("FMA", ""): partial(engine.fma_peak, isa, seconds)}
     for name, (_, size) in levels.items():
         # A copy has two buffers, each half of what shall be in motion.
         for kind, nbytes in (("read", size), ("write", size), ("copy", size // 2)):
-            probes[name, kind] = partial(engine.bandwidth, isa, kind, nbytes, seconds)
+            probes[name, kind] = partial(engine.bandwidth, isa, kind, nbytes, seconds, together.wait)
     best = dict.fromkeys(probes, 0.0)
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(passes):

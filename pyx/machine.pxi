@@ -117,12 +117,14 @@ def fma_peak(str isa, double seconds):
             return best * 1e-9
 
 
-def bandwidth(str isa, str kind, size_t nbytes, double seconds):
-    """GB/s of one core that reads, writes or copies `nbytes` again and again: the best of what fits into `seconds`."""
+def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
+    """GB/s of one core that reads, writes or copies `nbytes` again and again: the best of what fits into `seconds`.
+
+    `ready` is called when the memory is there, and returns when all threads that share this measurement are so far.
+    """
     cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
     cdef int code = ("read", "write", "copy").index(kind)
-    cdef double best = 0.0, start, end
-    cdef double stop = time.perf_counter() + seconds
+    cdef double best = 0.0, start, end, stop
     cdef size_t round_bytes = max(<size_t> 1, nbytes // 512) * 512
     cdef size_t repeat = 1 + (1 << 22) // round_bytes, _turn
     cdef Memory source = Memory(), target = Memory()
@@ -130,6 +132,8 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds):
     memset(source.data, 0, round_bytes)
     target.reserve(round_bytes)
     memset(target.data, 0, round_bytes)
+    ready()
+    stop = time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
         with nogil:
