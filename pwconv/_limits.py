@@ -78,7 +78,7 @@ def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> M
     """Measure what `threads` threads reach together: the best of some passes, since neighbours can only slow it."""
     engine = runtime.engine
     levels = footprints(threads)
-    together = Barrier(threads)
+    together = Barrier(threads, timeout=60)  # all end if one of them fails
     probes: dict[tuple[str, str], Callable[[], float]] = {("FMA", ""): partial(engine.fma_peak, isa, seconds)}
     for name, (_, size) in levels.items():
         # A copy has two buffers, each half of what shall be in motion.

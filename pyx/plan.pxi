@@ -302,8 +302,8 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef Py_ssize_t best_blocks, best_outs, b, o, block
     cdef Py_ssize_t turns
     cdef double busy, shorter, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
-    # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work, which
-    # the weights' is the larger the fewer pixels there are.
+    # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
+    # The weights' share is the larger, the fewer pixels there are.
     cdef Py_ssize_t weights = p.outs * column_floats(plan.unit, p.depth) * <Py_ssize_t> sizeof(float)
     cdef double weights_again = max(0.002, (0.5 if weights <= <Py_ssize_t> cache_bytes[2] else 2.5) / p.pixels)
     cdef double x_again = 0.006 if plan.packed else 0.002
