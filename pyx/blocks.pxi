@@ -539,6 +539,11 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
         ahead.lines = ahead.shares = ceil_div(ahead.step, 64)
     else:
         ahead.rows = pixels_known and lane == 0
+        ahead.step = b.x.channel_step
+        if p.rowwise:
+            # Some way into the pixels that a tile holds, which lie one behind the other.
+            ahead.step = (p.unit.rows[p.vectors] * b.x.step[b.x.axes - 1]
+                          // max(<Py_ssize_t> 1, ceil_div(b.depth, p.unit.channels) * p.unit.fetches))
     return ahead
 
 
@@ -559,9 +564,7 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, const Ahead* ahead, 
         run = run_from(b.x, b.first + row + (b.pixels if p.packed else tile.rows))
         if run.count > 0:
             tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
-            tile.ahead_step = b.x.channel_step
-            if p.rowwise:
-                tile.ahead_step = tile.rows * run.step // max(<Py_ssize_t> 1, tile.steps * p.unit.fetches)
+            tile.ahead_step = ahead.step
     elif row_tile * ahead.lines < ahead.shares:
         tile.ahead = ahead.at + row_tile * ahead.apart
         tile.ahead_step = ahead.step
