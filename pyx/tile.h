@@ -26,10 +26,13 @@ enum { TALLEST = 14 }; /* of the register tiles */
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define NO_UNROLL _Pragma("clang loop unroll(disable)")
 #define TWO_A_TURN NO_UNROLL
+/* Clang loads for the next row too early for AVX2's 16 registers, where each row has its own place. */
+#define END_OF_ROW __asm__ volatile("" : : : "memory")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #define NO_UNROLL _Pragma("GCC unroll 1")
 #define TWO_A_TURN _Pragma("GCC unroll 2")
+#define END_OF_ROW (void)0
 #endif
 
 /* Feature maps may lie at any byte address. */
@@ -94,6 +97,7 @@ INLINE void tile(const tile_t *t, const int ROWS, const int VECTORS, const int A
                 const char *at = a[r / 3] + r % 3 * (A_ROWWISE ? a_step : (ptrdiff_t)sizeof(float));
                 const vec row = splat(*(const loose_float *)at);
                 UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = add_products(row, lane[v], sum[r][v]);
+                if (A_ROWWISE) END_OF_ROW;
             }
             UNROLL for (int r = 0; r < ROWS; r += 3) a[r / 3] += A_ROWWISE ? (ptrdiff_t)sizeof(float) : a_step;
             b += b_step;
