@@ -270,6 +270,11 @@ cdef void cut(const Plan* p, bint rows, bint by_rows, const char* src, Py_ssize_
     p.unit.split(&s)
 
 
+cdef inline Py_ssize_t summed_offset(const Step* t, const Block* b) noexcept nogil:
+    """Bytes from a pixel of the first span to the block's span and the first of the channels that are summed now."""
+    return b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+
+
 cdef void cut_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t width,
                      float* dst) noexcept nogil:
     """pack_pixels() for a unit that multiplies pieces."""
@@ -292,7 +297,7 @@ cdef void cut_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py_ssize_t
             run = run_from(b.x, pixel + done)
             if in_place and (b.x.channel_step if by_rows else run.step) == sizeof(float):
                 n = min(n, run.count)
-                run.at += b.span * b.x.span_step + (b.group * t.depth + some.channel) * b.x.channel_step
+                run.at += summed_offset(t, &some)
                 channel_step = b.x.channel_step
             else:
                 gather_pixels(t, &some, by_rows, pixel + done, n, CUT_DEPTH + ROW_PAD if by_rows else n,
@@ -319,7 +324,7 @@ cdef inline void pack_pixels(const Step* t, const Block* b, Py_ssize_t pixel, Py
 cdef void prepare_pixels(const Step* t, const Block* b) noexcept nogil:
     """Finds, for every pixel tile of a block, where the kernel can read it; packs what it cannot read in place."""
     cdef const Plan* p = &t.plan
-    cdef Py_ssize_t offset = b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+    cdef Py_ssize_t offset = summed_offset(t, b)
     cdef Py_ssize_t column = column_floats(p.unit, b.depth), tile, start, count, width, whole
     cdef Strip* strip = b.strips
     cdef float* panel
@@ -527,13 +532,13 @@ cdef inline Ahead look_ahead(const Step* t, const Block* b, const char* panel, P
         behind = b.pixels if p.packed else p.tiles_ahead * lanes
         run = run_from(b.x, b.first + lane + behind)
         if pixels_known and run.count > 0 and run.step == sizeof(float):
-            ahead.at = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+            ahead.at = run.at + summed_offset(t, b)
             ahead.lines = ceil_div(lanes * sizeof(float), 64)
             ahead.apart = b.x.channel_step
             ahead.shares = p.unit.channels // p.unit.fetches * ahead.lines
             ahead.step = p.unit.channels // p.unit.fetches * ahead.apart
-    elif (p.packed and not p.rowwise) or t.outs * column_floats(p.unit, t.depth) * <Py_ssize_t> sizeof(float) > (
-            <Py_ssize_t> cache_bytes[2] // 2):
+    elif (p.packed and not p.rowwise) or (
+            weight_bytes(p.unit, t.depth, t.outs) > <Py_ssize_t> cache_bytes[2] // 2):
         ahead.at = panel + column_floats(p.unit, t.depth) * lanes * sizeof(float)
         ahead.step = lanes * step_bytes(p.unit) // p.unit.fetches
         ahead.lines = ahead.shares = ceil_div(ahead.step, 64)
@@ -563,7 +568,7 @@ cdef inline void fetch_ahead(const Step* t, const Block* b, const Ahead* ahead, 
         # Those of the next block where this block's are packed already.
         run = run_from(b.x, b.first + row + (b.pixels if p.packed else tile.rows))
         if run.count > 0:
-            tile.ahead = run.at + b.span * b.x.span_step + (b.group * t.depth + b.channel) * b.x.channel_step
+            tile.ahead = run.at + summed_offset(t, b)
             tile.ahead_step = ahead.step
     elif row_tile * ahead.lines < ahead.shares:
         tile.ahead = ahead.at + row_tile * ahead.apart

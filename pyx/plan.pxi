@@ -79,6 +79,11 @@ cdef inline Py_ssize_t step_bytes(const unit_t* unit) noexcept nogil:
     return column_floats(unit, unit.channels) * sizeof(float)
 
 
+cdef inline Py_ssize_t weight_bytes(const unit_t* unit, Py_ssize_t depth, Py_ssize_t outs) noexcept nogil:
+    """The packed size of a group's weights, but for what pads the last lanes."""
+    return outs * column_floats(unit, depth) * <Py_ssize_t> sizeof(float)
+
+
 cdef inline int vectors_for(const unit_t* unit, Py_ssize_t lanes) noexcept nogil:
     """The fewest vectors of a tile that hold so many lanes."""
     cdef int vectors = <int> ceil_div(lanes, unit.lanes)
@@ -163,7 +168,7 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
     cdef const Side* rows = &outs if plan.pixels_on_lanes else &pixels
     cdef int tail = vectors_for(unit, lanes.n - (lanes.tiles - 1) * lanes.width)
     cdef size_t vector_bytes = unit.lanes * sizeof(float)
-    cdef Py_ssize_t block = column_floats(unit, plan.depth_block), weights = p.outs * column_floats(unit, p.depth)
+    cdef Py_ssize_t block = column_floats(unit, plan.depth_block), weights = weight_bytes(unit, p.depth, p.outs)
     # A panel too big for the first-level cache comes from the second one, at about 30 bytes a cycle; what is too big
     # for that comes from beyond, at about 12.
     cdef bint big = 4 * block * plan.vectors * vector_bytes > 3 * cache_bytes[1]
@@ -204,9 +209,9 @@ cdef double price(const Problem* p, const Plan* plan) noexcept nogil:
         # Each pass over a strip walks as many lines as it has channels: far apart, and maybe in few sets of the cache.
         cycles += vectors_in * ((rows.tiles if plan.pixels_on_lanes else lanes.tiles) - 1) * (
             4.0 if crowded(p.x_channel_step, plan.depth_block, L2_WAY) else 0.1 if plan.pixels_on_lanes else 0.0)
-    if plan.pixels_on_lanes and weights * <Py_ssize_t> sizeof(float) > <Py_ssize_t> cache_bytes[2]:
+    if plan.pixels_on_lanes and weights > <Py_ssize_t> cache_bytes[2]:
         # Rows of weights that come from far are not fetched ahead, once for each block of pixels.
-        cycles += <double> weights / unit.lanes * 3.0 * ceil_div(p.pixels * block, cache_room())
+        cycles += <double> weights / vector_bytes * 3.0 * ceil_div(p.pixels * block, cache_room())
     if p.weights_step:
         cycles += <double> p.outs * p.depth / unit.lanes * (2.0 if p.weights_step == sizeof(float) else 6.0)
     return cycles * p.groups * p.spans
@@ -219,7 +224,7 @@ cdef inline Py_ssize_t cache_room() noexcept nogil:
 
 cdef inline bint far_weights(const Problem* p, const unit_t* unit) noexcept nogil:
     """Are the weights too many for a private cache, so that each block of pixels gets them from afar?"""
-    return p.outs * column_floats(unit, p.depth) * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2]
+    return weight_bytes(unit, p.depth, p.outs) > 2 * <Py_ssize_t> cache_bytes[2]
 
 
 cdef inline Py_ssize_t sums_blocks(Py_ssize_t depth, Py_ssize_t outs, const Plan* plan,
@@ -304,8 +309,8 @@ cdef Schedule choose_schedule(const Problem* p, Plan* plan) noexcept nogil:
     cdef double busy, shorter, best_busy = 0.0, whole = <double> p.spans * p.groups * p.pixels * plan.out_side.tiles
     # More blocks mean that the weights are read again, or x, which may be packed again: shares of the whole work.
     # The weights' share is the larger, the fewer pixels there are.
-    cdef Py_ssize_t weights = p.outs * column_floats(plan.unit, p.depth) * <Py_ssize_t> sizeof(float)
-    cdef double weights_again = max(0.002, (0.5 if weights <= <Py_ssize_t> cache_bytes[2] else 2.5) / p.pixels)
+    cdef bint near = weight_bytes(plan.unit, p.depth, p.outs) <= <Py_ssize_t> cache_bytes[2]
+    cdef double weights_again = max(0.002, (0.5 if near else 2.5) / p.pixels)
     cdef double x_again = 0.006 if plan.packed else 0.002
     plan.out_blocks = sums_blocks(p.depth, p.outs, plan, min(p.pixels, tiles * grain))
     best_blocks = blocks
