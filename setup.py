@@ -18,17 +18,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-COMMON_FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMMON_FLAGS = ["-Ipyx", "-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 if os.environ.get("PWCONV_EMULATE_AMX") == "1":
     COMMON_FLAGS.append("-DPWCONV_EMULATE_AMX")
 
 INSTRUCTION_SETS = {
     "x86_64": {
-        "pyx/isa_baseline.c": [],
-        "pyx/isa_avx2.c": ["-mavx2", "-mfma"],
-        "pyx/isa_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-        "pyx/unit_avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
-        "pyx/unit_amx.c": [
+        "pyx/kernels/baseline.c": [],
+        "pyx/kernels/avx2.c": ["-mavx2", "-mfma"],
+        "pyx/kernels/avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+        "pyx/kernels/avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
+        "pyx/kernels/amx.c": [
             "-mavx512f",
             "-mavx512bw",
             "-mavx512dq",
@@ -41,8 +41,8 @@ INSTRUCTION_SETS = {
     },
     # GCC's first scheduling pass lifts loads until registers run out, and spills sums; Clang ignores this flag.
     "aarch64": {
-        "pyx/isa_neon.c": ["-fno-schedule-insns"],
-        "pyx/unit_neon_bf16.c": ["-fno-schedule-insns", "-march=armv8.2-a+bf16"],
+        "pyx/kernels/neon.c": ["-fno-schedule-insns"],
+        "pyx/kernels/neon_bf16.c": ["-fno-schedule-insns", "-march=armv8.2-a+bf16"],
     },
 }
 WINDOWS, MACOS = os.name == "nt", sys.platform == "darwin"
@@ -78,7 +78,10 @@ class BuildEngine(build_ext):
         ext.extra_link_args += link_flags
         for source, flags in instruction_sets().items():
             ext.extra_objects += self.compiler.compile(
-                [source], output_dir=self.build_temp, depends=ext.depends, extra_postargs=spelled(COMMON_FLAGS + flags)
+                [source],
+                output_dir=self.build_temp,
+                depends=ext.depends,
+                extra_postargs=spelled(COMMON_FLAGS + flags),
             )
         super().build_extension(ext)
 
@@ -118,9 +121,8 @@ class BuildEngine(build_ext):
 
 engine = Extension(
     "pwconv._engine",
-    ["pyx/engine.pyx", "pyx/cpu.c"],
-    include_dirs=["pyx"],
-    depends=[str(path) for pattern in ("*.h", "*.pxi") for path in sorted(Path("pyx").glob(pattern))],
+    ["pyx/engine.pyx", "pyx/machine/cpu.c"],
+    depends=[str(path) for path in sorted(Path("pyx").rglob("*")) if path.suffix in (".h", ".pxi", ".pxd")],
     define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
     extra_compile_args=spelled(COMMON_FLAGS),
@@ -128,7 +130,7 @@ engine = Extension(
 )
 
 setup(
-    ext_modules=cythonize([engine], language_level=3, build_dir="build/cython"),
+    ext_modules=cythonize([engine], language_level=3, build_dir="build/cython", include_path=["pyx"]),
     cmdclass={"build_ext": BuildEngine},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

@@ -23,7 +23,7 @@ WARNINGS = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-ignored-optimizati
 def main() -> None:
     settings = build_settings()
     for machine, sets in settings["INSTRUCTION_SETS"].items():
-        sources = {"pyx/cpu.c": ["-Ipyx", "-include", "threads.h"], **sets}
+        sources = {"pyx/machine/cpu.c": ["-include", "machine/threads.h"], **sets}
         for system, (source, flags) in product(SYSTEMS[machine], sources.items()):
             compiler = [sys.executable, "-m", "ziglang", "cc", f"--target={machine}-{system}"]
             with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
     python benchmarks/machine_code.py [--tiles PATTERN] [--llvm-mca PROGRAM] [--save FOLDER]
 
-compiles pyx/isa_*.c as setup.py does, takes from each register tile's function the loop with the most FMAs, and lets
+compiles pyx/kernels/*.c as setup.py does, takes from each register tile's function the loop with the most FMAs, and lets
 llvm-mca simulate it, as if all loads hit L1. A core whose compiler is missing is named and passed over. Models differ
 between versions of LLVM, and some are wrong: where one starts fewer FMAs in a cycle than the core does, that is said.
 """
@@ -103,7 +103,7 @@ def simulate(program: str, core: Core, loop: Sequence[str], iterations: int = 20
 def assembly(core: Core) -> str:
     """Compile an instruction set's file for a core's machine. Raises RuntimeError where that cannot be done."""
     settings = build_settings()
-    source = f"pyx/isa_{core.isa}.c"
+    source = f"pyx/kernels/{core.isa}.c"
     flags = [*settings["COMMON_FLAGS"], *settings["INSTRUCTION_SETS"][core.machine][source]]
     compiler = compiler_for(core.machine)
     if not shutil.which(compiler[0]):

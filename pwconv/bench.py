@@ -96,7 +96,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in options.precisions:
         if name not in PRECISIONS:
             parser.error(f"argument --precision: there is no {name!r}, but {', '.join(PRECISIONS)}")
-    units = runtime.engine.isa_units(options.isa)
+    units = runtime.engine.isa_kernel_sets(options.isa)
     chosen = list(dict.fromkeys(options.precisions))
     options.float32 = [name for name in chosen if units[name] == units["highest"]]
     options.precisions = [name for name in chosen if name not in options.float32[1:]]

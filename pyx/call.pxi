@@ -1,131 +1,146 @@
-# One layer, once: from arguments to a result.
+# A call of one layer: from arguments to a result.
 
-cdef object convolve(Recipe recipe, Layer layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out,
-                     num_threads):
-    """A call: as it stands if all is plainly good, else once more with what pwconv.arguments makes of it."""
-    y = attempt(recipe, layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out, num_threads,
-                False)
+cdef struct Arguments:
+    # The arguments of a call; the references are borrowed from the caller. `array` is indexed by WEIGHT to OUT.
+    PyObject* x
+    PyObject* array[BUFFERS]
+    PyObject* num_threads
+
+
+cdef object convolve(EngineSpec spec, Layer layer, const Arguments* given):
+    """Computes a call on the fast path, or else again with the arguments that pwconv.arguments has checked.
+
+    `layer` is None for the function, whose weights are among the arguments.
+    """
+    cdef Arguments checked
+    y = fast_path(spec, layer, given, False)
     if y is not None:
         return y
+    matrix = vector = None
     if layer is None:
-        matrix = explain().weight_matrix(weight, recipe.spec)
-        vector = explain().bias_vector(bias, matrix.shape[0])
-        call = explain().check_call(recipe.spec, matrix.shape, x, input_scale, input_shift, output_scale, residual,
-                                    out, num_threads, weight, bias)
-        recipe = recipe if recipe.spec.weight_layout == "OI" else Recipe(recipe.spec._replace(weight_layout="OI"))
-    else:
-        matrix = vector = None
-        call = explain().check_call(recipe.spec, layer.matrix.shape, x, input_scale, input_shift, output_scale,
-                                    residual, out, num_threads)
-    y = attempt(recipe, layer, matrix, vector, call.x, call.input_scale, call.input_shift, call.output_scale,
-                call.residual, call.out, call.num_threads, True)
+        matrix = arguments().weight_matrix(<object> given.array[WEIGHT], spec.spec)
+        vector = arguments().bias_vector(<object> given.array[BIAS], matrix.shape[0])
+    call = arguments().check_call(
+        spec.spec, matrix.shape if layer is None else layer.matrix.shape, <object> given.x,
+        <object> given.array[INPUT_SCALE], <object> given.array[INPUT_SHIFT], <object> given.array[OUTPUT_SCALE],
+        <object> given.array[RESIDUAL], <object> given.array[OUT], <object> given.num_threads,
+        <object> given.array[WEIGHT], <object> given.array[BIAS])
+    if layer is None and spec.spec.weight_layout != "OI":
+        spec = EngineSpec(spec.spec._replace(weight_layout="OI"))
+    x, input_scale, input_shift, output_scale = call.x, call.input_scale, call.input_shift, call.output_scale
+    residual, out, num_threads = call.residual, call.out, call.num_threads
+    checked.x = <PyObject*> x
+    checked.array[:] = [<PyObject*> matrix, <PyObject*> vector, <PyObject*> input_scale, <PyObject*> input_shift,
+                        <PyObject*> output_scale, <PyObject*> residual, <PyObject*> out]
+    checked.num_threads = <PyObject*> num_threads
+    y = fast_path(spec, layer, &checked, True)
     if y is None:
         raise SystemError("pwconv: arguments that were found good cannot be computed; please report this")
-    return y if out is None else out
+    return y if out is None else <object> given.array[OUT]
 
 
-cdef object attempt(Recipe recipe, Layer layer, weight, bias, x, input_scale, input_shift, output_scale, residual, out,
-                    num_threads, bint checked):
-    """Computes the call if its arguments are plainly good (`checked`: out's memory is known to be apart); else None."""
+cdef object fast_path(EngineSpec spec, Layer layer, const Arguments* call, bint checked):
+    """Computes a call if its arguments need no checking; else None. `checked`: out is known to overlap no operand."""
     cdef Buffers buffers
-    cdef Input inputs
+    cdef Input x
+    cdef int which
     memset(buffers.held, 0, sizeof(buffers.held))
-    inputs.held = 0
-    inputs.map = &inputs.one_map
+    x.held = 0
+    x.map = &x.one_map
     try:
-        if not (hold_input(&inputs, x) and hold(&buffers, WEIGHT, weight) and hold(&buffers, BIAS, bias)
-                and hold(&buffers, INPUT_SCALE, input_scale) and hold(&buffers, INPUT_SHIFT, input_shift)
-                and hold(&buffers, OUTPUT_SCALE, output_scale) and hold(&buffers, RESIDUAL, residual)
-                and hold(&buffers, OUT, out)):
+        if not hold_input(&x, <object> call.x):
             return None
-        return compute(recipe, layer, &inputs, &buffers, out, num_threads, checked)
+        for which in range(BUFFERS):
+            if not hold(&buffers, which, <object> call.array[which]):
+                return None
+        return compute(spec, layer, &x, &buffers, call, checked)
     finally:
         release(&buffers)
-        release_input(&inputs)
+        release_input(&x)
 
 
-cdef Py_ssize_t channels_of(Recipe recipe, const Input* x) noexcept:
+cdef Py_ssize_t channels_of(EngineSpec spec, const Input* x) noexcept:
     """The channels of all maps together; -1 if the maps differ in another axis, or do not fit the layout."""
     cdef Py_ssize_t channels = 0
     cdef int i, axis
     for i in range(x.count):
-        if x.view[i].ndim != recipe.rank:
+        if x.view[i].ndim != spec.rank:
             return -1
-        for axis in range(recipe.rank):
-            if axis != recipe.x_axes.channel and x.view[i].shape[axis] != x.view[0].shape[axis]:
+        for axis in range(spec.rank):
+            if axis != spec.x_axes.channel and x.view[i].shape[axis] != x.view[0].shape[axis]:
                 return -1
-        channels += x.view[i].shape[recipe.x_axes.channel]
+        channels += x.view[i].shape[spec.x_axes.channel]
     return channels
 
 
-cdef Py_ssize_t shape_of_result(Recipe recipe, const Py_buffer* x, const Axes* y, Py_ssize_t outs,
+cdef Py_ssize_t shape_of_result(EngineSpec spec, const Py_buffer* x, const Axes* y, Py_ssize_t outs,
                                 Py_ssize_t* shape) noexcept:
     """Fills in the result's shape and returns its elements; -1 if no address space can hold them."""
     cdef Py_ssize_t size = outs
     cdef int i, axis
     shape[y.channel] = outs
-    for i in range(recipe.x_axes.pixel_axes):
+    for i in range(spec.x_axes.pixel_axes):
         axis = y.pixel[i]
-        shape[axis] = ceil_div(x.shape[recipe.x_axes.pixel[i]], recipe.stride[i])
+        shape[axis] = ceil_div(x.shape[spec.x_axes.pixel[i]], spec.stride[i])
         if size and shape[axis] > PY_SSIZE_T_MAX // <Py_ssize_t> sizeof(float) // size:
             return -1
         size *= shape[axis]
     return size
 
 
-cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out, num_threads, bint checked):
-    """The part of attempt() in which all buffers are held."""
-    cdef Py_ssize_t groups = recipe.groups
+cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, const Arguments* call, bint checked):
+    """The part of fast_path() in which all buffers are held."""
+    cdef Py_ssize_t groups = spec.groups
     cdef Py_ssize_t shape[MAX_AXES]
     cdef Py_ssize_t batch, spans, size, in_channels
     cdef int i, threads
-    cdef bint apart
+    cdef bint per_image
     cdef Weights weights
 
-    # Are shapes, tables, threads and memory plainly good?
-    recipe = recipe.of_rank(x.view[0].ndim)
-    threads = threads_for(num_threads)
-    if recipe is None or threads == 0:
+    # Do shapes, tables, threads and memory need no checking?
+    spec = spec.of_rank(x.view[0].ndim)
+    threads = threads_for(<object> call.num_threads)
+    if spec is None or threads == 0:
         return None
     if layer is None:
-        if not weights_are_plain(buffers, recipe.spec.weight_layout, groups):
+        if not weights_need_no_checking(buffers, spec.spec.weight_layout, groups):
             return None
-        weights = weights_of(buffers, recipe.spec.weight_layout)
+        weights = weights_of(buffers, spec.spec.weight_layout)
     else:
         weights = layer.weights
-    in_channels = weights.depth * groups
-    if channels_of(recipe, x) != in_channels:
+    in_channels = weights.k * groups
+    if channels_of(spec, x) != in_channels:
         return None
-    batch = x.view[0].shape[recipe.x_axes.batch] if recipe.x_axes.batch >= 0 else 1
+    batch = x.view[0].shape[spec.x_axes.batch] if spec.x_axes.batch >= 0 else 1
     if not (is_table(buffers, INPUT_SCALE, batch, in_channels) and is_table(buffers, INPUT_SHIFT, batch, in_channels)
             and is_table(buffers, OUTPUT_SCALE, batch, weights.outs)):
         return None
-    size = shape_of_result(recipe, &x.view[0], &recipe.y_axes, weights.outs, shape)
+    size = shape_of_result(spec, &x.view[0], &spec.y_axes, weights.outs, shape)
     if size < 0:
         return None
     for i in (RESIDUAL, OUT):
-        if buffers.held[i] and not has_shape(&buffers.view[i], shape, recipe.rank):
+        if buffers.held[i] and not has_shape(&buffers.view[i], shape, spec.rank):
             return None
-    if buffers.held[OUT] and size and not checked and not out_is_apart(x, buffers):
+    if buffers.held[OUT] and size and not checked and not out_overlaps_nothing(x, buffers):
         return None
 
-    # Weights and scales may have been broadcast: their copies, padded to whole vectors, need not fit any memory.
-    if ((<double> weights.outs + 64 * groups) * (weights.depth + 64)
+    # Weights and scales may be broadcast arrays, whose padded copies no memory can hold.
+    if ((<double> weights.outs + 64 * groups) * (weights.k + 64)
             + 2.0 * batch * (<double> in_channels + weights.outs + 64 * groups) > 1LL << 46):
-        raise MemoryError(f"no memory holds a packed weight of shape ({weights.outs}, {weights.depth}) and its scales")
+        raise MemoryError(f"no memory holds a packed weight of shape ({weights.outs}, {weights.k}) and its scales")
 
-    y = out
-    if out is None:
-        y = numpy_empty(shape_tuple(shape, recipe.rank), float32)
+    y = <object> call.array[OUT]
+    if y is None:
+        y = numpy_empty(shape_tuple(shape, spec.rank), float32)
         if not hold(buffers, OUT, y):
             return None
     if size == 0:
         return y
 
-    # The step, but for what depends on the plan; then the plan.
-    apart = batch > 1 and (is_per_image(buffers, INPUT_SCALE) or is_per_image(buffers, INPUT_SHIFT)
-                           or is_per_image(buffers, OUTPUT_SCALE))
-    spans = batch if apart else 1
+    # The step and its plan. Images with scales of their own are spans, which blocks of pixels do not cross.
+    per_image = batch > 1 and (has_batch_axis(buffers, INPUT_SCALE) or has_batch_axis(buffers, INPUT_SHIFT)
+                               or has_batch_axis(buffers, OUTPUT_SCALE))
+    spans = batch if per_image else 1
     cdef Program program
     cdef Step step
     program.steps = &step
@@ -133,12 +148,12 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     program.head.code = HEAD_NONE
     program.unpacked = NULL
     program.pixels = size // weights.outs // spans
-    describe_step(&step, recipe, &weights)
-    read_input(&step, recipe, x, apart)
+    describe_step(&step, spec, &weights)
+    read_input(&step, spec, x, per_image)
     step.y_is_scratch = False
-    map_of(&buffers.view[OUT], KIND_FLOAT32, &recipe.y_axes, NULL, apart, &step.y)
+    map_of(&buffers.view[OUT], KIND_FLOAT32, &spec.y_axes, NULL, per_image, &step.y)
     if buffers.held[RESIDUAL]:
-        map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &recipe.y_axes, NULL, apart, &step.residual)
+        map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &spec.y_axes, NULL, per_image, &step.residual)
     step.plain = step.plain and not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE]
     step.transformed = step.transformed or buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT]
     plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,
@@ -148,7 +163,7 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
 
     # Memory for all that is made for this call only, then the call.
     cdef size_t at = program.schedule.threads * program.thread_bytes
-    cdef size_t weight_bytes = packed_bytes(&step.plan, step.depth, groups)
+    cdef size_t weight_bytes = packed_bytes(&step.plan, step.k, groups)
     cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
     cdef size_t bytes = at
     if layer is None:
@@ -180,105 +195,6 @@ cdef object compute(Recipe recipe, Layer layer, Input* x, Buffers* buffers, out,
     return y
 
 
-cdef int run_released(Program* program, Memory memory) except -1:
-    """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
-    global busy_threads
-    cdef Running running
-    cdef int threads = program.schedule.threads
-    cdef bint aside = forked and threads > 1
-    running.program = program
-    running.memory = memory.data
-    busy_threads += threads
-    with nogil:
-        if not aside:
-            run_running(&running)
-        elif not pwconv_run_aside(run_running, &running):
-            program.schedule.threads = 1
-            run_running(&running)
-    busy_threads -= threads
-    return give_back(memory)
-
-
-cdef struct Running:
-    const Program* program
-    char* memory
-
-
-cdef void run_running(void* running) noexcept nogil:
-    run_program((<Running*> running).program, (<Running*> running).memory)
-
-
-cdef void read_input(Step* step, Recipe recipe, Input* x, bint apart) noexcept:
-    """Makes the maps of x the input of a step."""
-    cdef int i
-    for i in range(x.count):
-        map_of(&x.view[i], x.map[i].kind, &recipe.x_axes, recipe.stride, apart, &x.map[i])
-    step.x = x.map
-    step.x_parts = x.count
-
-
-cdef void describe_step(Step* step, Recipe recipe, const Weights* weights) noexcept:
-    """What a step takes from its layer's constructor arguments."""
-    step.raw = weights[0]
-    step.precision = recipe.precision
-    step.depth = weights.depth
-    step.groups = recipe.groups
-    step.outs = weights.outs // recipe.groups
-    step.channel_pitch = channel_pitch(step.outs)
-    step.before = recipe.before
-    step.after = recipe.after
-    step.plain = step.after.code <= ACT_CLIP
-    step.transformed = step.before.code != ACT_NONE
-    step.scale_span = step.in_scale_span = step.in_shift_span = 0
-    step.in_scale = step.in_shift = NULL
-    step.residual.data = NULL
-
-
-cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, Py_ssize_t weights_step,
-                    int threads, Schedule* schedule) noexcept:
-    """Plans a step that reads the map x, and schedules it as if it were alone."""
-    cdef const PlanSlot* slot
-    cdef Problem p
-    p.isa = active_isa
-    p.precision = step.precision
-    p.threads = threads
-    p.thread_cycles = cycles_per_thread()
-    p.spans = spans
-    p.pixels = pixels
-    p.groups = step.groups
-    p.depth = step.depth
-    p.outs = step.outs
-    p.x_run = x.size[x.axes - 1]
-    p.x_step = x.step[x.axes - 1] // x.item if x.step[x.axes - 1] % x.item == 0 else 0
-    p.x_channel_step = x.channel_step // x.item if x.channel_step % x.item == 0 else 0
-    p.y_run = step.y.size[step.y.axes - 1]
-    p.y_step = step.y.step[step.y.axes - 1]
-    p.y_channel_step = step.y.channel_step
-    p.plain = step.plain
-    p.transformed = step.transformed
-    p.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
-    p.weights_step = weights_step
-    slot = plan_for(&p)
-    step.plan = slot.plan
-    step.group_weights = packed_floats(&step.plan, step.depth)
-    schedule[0] = slot.schedule
-
-
-cdef void use_weights(Step* step, const float* packed) noexcept:
-    """Points a planned step to its packed weights."""
-    step.weights = packed
-    step.odd_outs = odd_outs(&step.plan, step.depth, step.groups, packed)
-
-
-cdef Memory use_layer(Step* step, Layer layer):
-    """Points a planned step to its layer's tables and packed weights, and returns what must be kept meanwhile."""
-    cdef Memory packed = layer.packed_for(&step.plan)
-    use_weights(step, <const float*> packed.data)
-    step.bias = <const float*> layer.tables.data
-    step.scale = step.bias + step.groups * step.channel_pitch
-    return packed
-
-
 cdef object numpy_empty = numpy.empty
 cdef object float32 = numpy.dtype(numpy.float32)
 
@@ -293,35 +209,16 @@ cdef bint has_shape(const Py_buffer* view, const Py_ssize_t* shape, int rank) no
     return view.ndim == rank and memcmp(view.shape, shape, rank * sizeof(Py_ssize_t)) == 0
 
 
-cdef bint is_per_image(const Buffers* buffers, int which) noexcept:
+cdef bint has_batch_axis(const Buffers* buffers, int which) noexcept:
+    """Is this a table of one value per image and channel?"""
     return buffers.held[which] and buffers.view[which].ndim == 2
 
 
-cdef const float* fill_tables(const Py_buffer* view, const char* values, float otherwise, Py_ssize_t groups,
-                              Py_ssize_t channels, char* data, size_t* at, Py_ssize_t* span) noexcept:
-    """A table of channels for all images, or one each, from a buffer or from `values`, at `data + at`.
-
-    Moves `at` past it, and tells the floats between images.
-    """
-    cdef float* table = <float*> (data + at[0])
-    cdef Py_ssize_t floats = groups * channel_pitch(channels)
-    cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
-    if view != NULL:
-        values = <const char*> view.buf
-    for image in range(images):
-        fill_table(table + image * floats,
-                   values + image * groups * channels * sizeof(float) if values != NULL else NULL, otherwise, groups,
-                   channels)
-    at[0] += aligned(images * floats * sizeof(float))
-    if span != NULL:
-        span[0] = floats if images > 1 else 0
-    return table
-
-
+# Parsed constructor arguments of earlier calls of the function, by the arguments.
 cdef enum:
-    RECIPES = 512
+    SPECS = 512
 
-cdef dict recipes = {}
+cdef dict specs = {}
 
 
 cdef bint is_name(object value) noexcept:
@@ -331,29 +228,34 @@ cdef bint is_name(object value) noexcept:
 def pointwise_conv(x, weight, bias, stride, groups, layout, out_layout, weight_layout, input_scale, input_shift,
                    input_activation, output_scale, residual, activation, out, precision, num_threads, backend, /):
     """See pwconv.pointwise_conv."""
-    cdef Recipe recipe = None
-    # Only exact types may stand for what was parsed before: True == 1 == 1.0, yet only one of them is an int.
-    cdef bint plain = (
+    cdef EngineSpec spec = None
+    cdef Arguments call
+    # Only exact types are keys: True == 1 == 1.0, yet only 1 is a valid stride.
+    cdef bint hashable = (
         PyLong_CheckExact(stride) and PyLong_CheckExact(groups) and is_name(layout) and is_name(out_layout)
         and is_name(weight_layout) and is_name(input_activation) and is_name(activation) and is_name(precision)
         and is_name(backend))
     key = None
-    if plain:
+    if hashable:
         key = (stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend)
-        recipe = recipes.get(key)
-    if recipe is None:
-        recipe = Recipe(explain().parse_spec(
+        spec = specs.get(key)
+    if spec is None:
+        spec = EngineSpec(arguments().parse_spec(
             stride=stride, groups=groups, layout=layout, out_layout=out_layout, weight_layout=weight_layout,
             input_activation=input_activation, activation=activation, precision=precision, backend=backend))
-        if plain:
-            if len(recipes) >= RECIPES:
-                recipes.clear()
-            recipes[key] = recipe
-    if recipe.on_numpy:
+        if hashable:
+            if len(specs) >= SPECS:
+                specs.clear()
+            specs[key] = spec
+    if spec.on_numpy:
         from pwconv import reference
         return reference.pointwise_conv(
             x, weight, bias, stride=stride, groups=groups, layout=layout, out_layout=out_layout,
             weight_layout=weight_layout, input_scale=input_scale, input_shift=input_shift,
             input_activation=input_activation, output_scale=output_scale, residual=residual, activation=activation,
             out=out, precision=precision, num_threads=num_threads, backend=backend)
-    return convolve(recipe, None, weight, bias, x, input_scale, input_shift, output_scale, residual, out, num_threads)
+    call.x = <PyObject*> x
+    call.array[:] = [<PyObject*> weight, <PyObject*> bias, <PyObject*> input_scale, <PyObject*> input_shift,
+                     <PyObject*> output_scale, <PyObject*> residual, <PyObject*> out]
+    call.num_threads = <PyObject*> num_threads
+    return convolve(spec, None, &call)

@@ -1,24 +1,24 @@
-# The machine as the engine sees it: instruction sets, caches, threads, and how fast it could be.
+# The machine: instruction sets, caches, threads, and measurements of its limits.
 
 cdef int thread_setting = 1
-cdef int busy_threads = 0          # threads of all calls under way, the callers' own included; guarded by the GIL
+cdef int busy_threads = 0          # threads of all running calls, the callers' own included; guarded by the GIL
 
 
-cdef bint forked = False           # is this the child of a fork? Then OpenMP's team of this thread may be gone
+cdef bint forked = False           # in the child of a fork, OpenMP's team of this thread does not exist any more
 
 
 cdef inline int free_threads(int allowed) noexcept:
-    """So many threads of those allowed are not busy with other calls; who finds none free runs alone."""
+    """How many of the allowed threads are not busy with other calls; at least the caller's own."""
     return max(1, allowed - busy_threads)
 
 
 cdef inline Py_ssize_t cycles_per_thread() noexcept:
-    """Work that is worth another thread: one that waits for it, or in the child of a fork one that must be started."""
+    """Work that is worth another thread, which waits for it; in the child of a fork it must be started first."""
     return 2000000 if forked else 50000
 
 
 def after_fork_in_child():
-    """Puts in order what other threads of the parent may have held."""
+    """Resets the state that other threads of the parent may have held."""
     global busy_threads, forked
     busy_threads = 0
     forked = True
@@ -26,7 +26,7 @@ def after_fork_in_child():
 
 
 cdef int threads_for(object num_threads) noexcept:
-    """How many threads a call may use; 0 if the argument is not plainly good."""
+    """How many threads a call may use; 0 if the argument needs checking."""
     cdef Py_ssize_t wanted
     if num_threads is None:
         return min(thread_setting, omp_get_max_threads())
@@ -56,10 +56,11 @@ def isa_supported(facts=None):
     return tuple([pwconv_isa_name(i).decode() for i in range(pwconv_isa_count()) if pwconv_isa_supported(i, &f)])
 
 
-def isa_units(name):
-    """What multiplies where an instruction set is the highest that may be used: a name for each precision."""
+def isa_kernel_sets(name):
+    """The kernel set of each precision, by name, if this instruction set is the highest that may be used."""
     cdef int index = isa_built().index(name)
-    return {precision: pwconv_unit(index, code).name.decode() for code, precision in enumerate(explain().PRECISIONS)}
+    return {precision: pwconv_kernel_set(index, code).name.decode()
+            for code, precision in enumerate(arguments().PRECISIONS)}
 
 
 def isa_active():
@@ -120,7 +121,7 @@ def fma_peak(str isa, double seconds):
 def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
     """GB/s of one core that reads, writes or copies `nbytes` again and again: the best of what fits into `seconds`.
 
-    `ready` is called when the memory is there, and returns when all threads that share this measurement are so far.
+    `ready` is called when the memory has been touched, and returns when all threads of this measurement have called it.
     """
     cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
     cdef int code = ("read", "write", "copy").index(kind)

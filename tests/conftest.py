@@ -56,12 +56,12 @@ def _supported():
 
 def _with_float32():
     """Without those that only add units for bfloat16 to one before."""
-    return [name for name in _supported() if _ENGINE.isa_units(name)["highest"] == name]
+    return [name for name in _supported() if _ENGINE.isa_kernel_sets(name)["highest"] == name]
 
 
 def _with_units():
     """Those whose own units are for bfloat16."""
-    return [name for name in _supported() if name in _ENGINE.isa_units(name).values() and name not in _with_float32()]
+    return [name for name in _supported() if name in _ENGINE.isa_kernel_sets(name).values() and name not in _with_float32()]
 
 
 def _forced(request):

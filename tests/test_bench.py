@@ -449,7 +449,7 @@ UNITS = {
     ],
 )
 def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, told):
-    monkeypatch.setattr(runtime.engine, "isa_units", lambda isa: UNITS[units])
+    monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: UNITS[units])
     monkeypatch.setattr(_race, "_is_installed", lambda package: True)
     options = bench.parse(["--precision", named])
     assert options.precisions == precisions
@@ -639,7 +639,7 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
 
 
 def test_the_command_races_several_precisions(tmp_path):
-    units = runtime.engine.isa_units(runtime.engine.isa_supported()[-1])
+    units = runtime.engine.isa_kernel_sets(runtime.engine.isa_supported()[-1])
     if units["medium"] == units["highest"]:
         pytest.skip("nothing multiplies bfloat16 here")
     path = tmp_path / "race.json"
@@ -744,7 +744,7 @@ def test_the_tallest_tile_of_each_kind_and_width_is_simulated():
 def test_flags_of_the_build_are_found():
     settings = script("machine_code").build_settings()
     assert "-ffp-contract=off" in settings["COMMON_FLAGS"]
-    assert "-mfma" in settings["INSTRUCTION_SETS"]["x86_64"]["pyx/isa_avx2.c"]
+    assert "-mfma" in settings["INSTRUCTION_SETS"]["x86_64"]["pyx/kernels/avx2.c"]
 
 
 def test_a_sweep_compares_points_with_their_limits_and_neighbours():

@@ -34,7 +34,7 @@ def in_both_layouts(x, weight, **options):
 
 
 def has_unit(engine, precision):
-    return engine.isa_units(engine.isa_active())[precision] not in ("baseline", "avx2", "avx512", "neon")
+    return engine.isa_kernel_sets(engine.isa_active())[precision] not in ("baseline", "avx2", "avx512", "neon")
 
 
 def check_bound(precision, x, weight):
@@ -217,7 +217,7 @@ def test_the_residual_may_be_the_result_where_a_pixel_has_no_pieces(unit_isa, pr
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_unit_is_chosen_by_channels_only(engine, unit_isa, precision):
-    unit = engine.isa_units(unit_isa)[precision]
+    unit = engine.isa_kernel_sets(unit_isa)[precision]
     layer = pwconv.PointwiseConv(drawn((256, 256)), precision=precision)
     for shape, threads in itertools.product([(1, 256, 1, 1), (1, 256, 7, 7), (5, 256, 30, 30)], (1, 2)):
         assert layer.plan(shape, num_threads=threads).isa == unit
@@ -226,14 +226,14 @@ def test_a_unit_is_chosen_by_channels_only(engine, unit_isa, precision):
 
 @pytest.mark.parametrize(("channels", "outs", "pays"), [(64, 24, True), (64, 23, False), (15, 64, False)])
 def test_few_channels_are_float32(engine, unit_isa, channels, outs, pays):
-    units = engine.isa_units(unit_isa)
+    units = engine.isa_kernel_sets(unit_isa)
     layer = pwconv.PointwiseConv(drawn((outs, channels)), precision="medium")
     assert layer.plan((1, channels, 9, 9)).isa == units["medium" if pays else "highest"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_without_a_unit_it_is_float32(engine, isa, precision):
-    assert set(engine.isa_units(isa).values()) == {isa}
+    assert set(engine.isa_kernel_sets(isa).values()) == {isa}
     x, weight = drawn((2, 64, 9, 9)), drawn((40, 64), 1)
     results = [pwconv.pointwise_conv(x, weight, precision=name) for name in ("highest", precision)]
     assert oracle.same_bits(*results)

@@ -23,7 +23,7 @@ def units_of(plan):
     """
     starts = np.arange(0, plan.pixels, plan.pixel_block)
     pixels = np.minimum(plan.pixel_block, plan.pixels - starts)
-    pixel_tiles = np.ceil(pixels / plan.tile_lanes) if plan.pixels_on_lanes else pixels / plan.tile_rows
+    pixel_tiles = np.ceil(pixels / plan.nr) if plan.pixels_in_b else pixels / plan.mr
     out_tiles = np.diff(np.arange(plan.out_blocks + 1) * plan.out_tiles // plan.out_blocks)
     return np.outer(pixel_tiles, out_tiles).ravel()
 
@@ -53,7 +53,7 @@ def test_no_thread_gets_much_more_than_its_share(isa, workload, layout, threads)
     plan = layer.plan(workload.shape(layout), num_threads=threads)
     units = units_of(plan)
     # The units that are simulated are those that are reported.
-    assert len(units) == plan.units
+    assert len(units) == plan.tasks
     share = units.sum() / threads
     # Where a thread has few tiles, it cannot be more even than whole ones allow.
     assert max(loads(units, threads)) <= max((1 + MOST_IMBALANCE) * share, math.ceil(share)), plan
@@ -67,4 +67,4 @@ def test_threads_share_small_maps_without_short_tiles(isa, threads, precision):
         weight = np.zeros((workload.out_channels, workload.in_channels), np.float32)
         layer = pwconv.PointwiseConv(weight, stride=workload.stride, layout="NHWC", precision=precision)
         alone, plan = (layer.plan(workload.shape("NHWC"), num_threads=number) for number in (1, threads))
-        assert plan.pixels_on_lanes or plan.tile_rows >= 0.75 * alone.tile_rows, (workload, plan)
+        assert plan.pixels_in_b or plan.mr >= 0.75 * alone.mr, (workload, plan)

@@ -1,0 +1,114 @@
+# The records and functions of kernels/kernels.h.
+
+from libc.stdint cimport int32_t, uint32_t
+
+
+cdef extern from "kernels/kernels.h" nogil:
+    enum:
+        SUM_BLOCK
+        MAX_MR
+        MAX_VECTORS
+        MAX_NR
+        HIGHEST
+        HIGH
+        MEDIUM
+        ACT_NONE
+        ACT_CLIP
+        KIND_FLOAT32
+        KIND_UINT8
+        KIND_INT8
+        KIND_UINT16
+        KIND_INT16
+        KIND_FLOAT16
+        KIND_BFLOAT16
+
+    ctypedef struct activation_t:
+        int code
+        float low, high
+
+    ctypedef struct tile_t:
+        const char* a
+        const char* b
+        Py_ssize_t a_step, b_step, a_term, b_term, mr, steps
+        bint first, last, pixels_have_one_term
+        float* partial
+        const char* prefetch
+        Py_ssize_t prefetch_step
+        bint prefetch_whole_row
+        char* y
+        Py_ssize_t y_step, nr
+        const float* bias
+        bint channels_in_b
+        float low, high
+
+    ctypedef struct split_t:
+        const char* src
+        Py_ssize_t step, channel_step, columns, k
+        bint k_contiguous
+        char* dst
+        Py_ssize_t k_interleave, column_stride, k_stride, term_stride, padded_k
+        uint32_t* special
+
+    ctypedef struct pack_t:
+        const char* src
+        int kind
+        Py_ssize_t step, channel_step, count, k
+        float* dst
+        Py_ssize_t width, panel, at
+        const float* scale
+        const float* shift
+        activation_t activation
+
+    ctypedef struct epilogue_t:
+        float* sum
+        Py_ssize_t rows, vectors, pitch
+        const float* bias
+        const float* scale
+        bint channels_in_b
+        const float* residual
+        activation_t activation
+
+    ctypedef struct head_t:
+        float* logits
+        Py_ssize_t pitch, classes, pixels, k
+        int32_t* labels
+        float* values
+
+    ctypedef struct resize_t:
+        const float* above
+        const float* below
+        Py_ssize_t pitch, classes, width
+        float down
+        Py_ssize_t out_width
+        const int32_t* left
+        const int32_t* right
+        const float* across
+        float* line
+        int32_t* ranks
+        int32_t* labels
+
+    ctypedef void (*micro_kernel_t)(const tile_t*) noexcept nogil
+
+    ctypedef struct kernel_set_t:
+        const char* name
+        int terms, lanes, k_step, prefetches
+        int k_interleave[2]
+        int half_cycles
+        int mr[7]
+        micro_kernel_t micro_kernel[2][7][33]
+        void (*split)(const split_t*) noexcept nogil
+        void (*enter)() noexcept nogil
+        void (*leave)() noexcept nogil
+
+    ctypedef struct isa_t:
+        kernel_set_t float32
+        void (*pack)(const pack_t*) noexcept nogil
+        void (*pack_rows)(const pack_t*) noexcept nogil
+        void (*epilogue)(const epilogue_t*) noexcept nogil
+        void (*best)(const head_t*) noexcept nogil
+        void (*softmax)(const head_t*) noexcept nogil
+        void (*best_resized)(const resize_t*) noexcept nogil
+        void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                     Py_ssize_t) noexcept nogil
+        double (*fma_chain)(long) noexcept nogil
+        double (*sweep)(int, char*, const char*, size_t) noexcept nogil

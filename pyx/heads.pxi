@@ -1,0 +1,114 @@
+# The heads of classifiers: labels, probabilities and resized labels from a block of logits in scratch.
+
+cdef void store_labels(char* at, Py_ssize_t step, Py_ssize_t item, const int32_t* labels, Py_ssize_t n) noexcept nogil:
+    """Stores labels as integers of 1, 2, 4 or 8 bytes. By memcpy, since an array may lie at any address."""
+    cdef int64_t wide
+    cdef int16_t half
+    cdef int8_t byte
+    cdef Py_ssize_t i
+    for i in range(n):
+        if item == 1:
+            byte = <int8_t> labels[i]
+            memcpy(at + i * step, &byte, 1)
+        elif item == 2:
+            half = <int16_t> labels[i]
+            memcpy(at + i * step, &half, 2)
+        elif item == 4:
+            memcpy(at + i * step, &labels[i], 4)
+        else:
+            wide = labels[i]
+            memcpy(at + i * step, &wide, 8)
+
+
+cdef void run_head(const Program* program, const Block* block, char* memory) noexcept nogil:
+    """Labels or probabilities of a block whose logits the last step left in scratch, [class][pixel]."""
+    cdef const isa_t* isa = program.steps[0].plan.isa
+    cdef const FeatureMap* out = &program.head.out
+    cdef const FeatureMap* values = &program.head.values
+    cdef Py_ssize_t done, n, place
+    cdef head_t head
+    cdef Run run
+    head.logits = <float*> (block.y.data + block.first * sizeof(float))
+    head.pitch = block.y.channel_step // sizeof(float)
+    head.classes = block.y.channels
+    head.pixels = block.pixels
+    head.k = program.head.places
+    head.labels = <int32_t*> (memory + program.head_at)
+    head.values = <float*> (head.labels + head.k * head.pitch)
+    if program.head.code == HEAD_SOFTMAX:
+        isa.softmax(&head)
+        done = 0
+        while done < block.pixels:
+            run = run_from(out, block.first + done)
+            n = min(run.count, block.pixels - done)
+            isa.copy(run.at, out.channel_step, run.step, <char*> (head.logits + done), head.pitch * sizeof(float),
+                     sizeof(float), head.classes, n)
+            done += n
+        return
+    if values.data == NULL:
+        head.values = NULL
+    isa.best(&head)
+    for place in range(head.k):
+        done = 0
+        while done < block.pixels:
+            run = run_from(out, block.first + done)
+            n = min(run.count, block.pixels - done)
+            store_labels(run.at + place * out.channel_step, run.step, out.item,
+                         head.labels + place * head.pitch + done, n)
+            if head.values != NULL:
+                run = run_from(values, block.first + done)
+                n = min(run.count, n)
+                isa.copy(run.at + place * values.channel_step, 0, run.step,
+                         <char*> (head.values + place * head.pitch + done), 0, sizeof(float), 1, n)
+            done += n
+
+
+cdef struct Neighbours:
+    # The two lines or columns of logits between which a line or column of labels lies, and the weight of the second.
+    Py_ssize_t first, second
+    float weight
+
+
+cdef Neighbours neighbours_of(Py_ssize_t place, Py_ssize_t size, Py_ssize_t out_size) noexcept nogil:
+    """Half-pixel centres, as in bilinear interpolation with align_corners=False; the edges are extended."""
+    cdef Neighbours n
+    cdef float at = max(<float> 0.0, (<float> size / <float> out_size) * (<float> place + <float> 0.5) - <float> 0.5)
+    n.first = min(<Py_ssize_t> at, size - 1)
+    n.second = min(n.first + 1, size - 1)
+    n.weight = at - <float> n.first
+    return n
+
+
+cdef void run_resized_head(const Program* program, const Block* block, char* memory) noexcept nogil:
+    """The labels of all output lines whose upper neighbour lies in this block's band."""
+    cdef const Resize* size = &program.head.resize
+    cdef const FeatureMap* out = &program.head.out
+    cdef Py_ssize_t band = block.first // size.width, line, done, n
+    cdef const float* logits = <float*> (block.y.data + block.first * sizeof(float))
+    cdef Neighbours lines
+    cdef resize_t resize
+    cdef Run run
+    resize.pitch = block.y.channel_step // sizeof(float)
+    resize.classes = block.y.channels
+    resize.width = size.width
+    resize.out_width = size.out_width
+    resize.left = size.left
+    resize.right = size.right
+    resize.across = size.across
+    resize.line = <float*> (memory + program.head_at)
+    resize.ranks = <int32_t*> (resize.line + size.width + SCRATCH_PAD)
+    resize.labels = resize.ranks + size.out_width + SCRATCH_PAD
+    for line in range(size.out_height):
+        lines = neighbours_of(line, size.height, size.out_height)
+        if lines.first < band or lines.first >= band + size.band:
+            continue
+        resize.above = logits + (lines.first - band) * size.width
+        resize.below = logits + (lines.second - band) * size.width
+        resize.down = lines.weight
+        program.steps[0].plan.isa.best_resized(&resize)
+        done = 0
+        while done < size.out_width:
+            run = run_from(out, line * size.out_width + done)
+            n = min(run.count, size.out_width - done)
+            store_labels(run.at + block.span * out.span_step, run.step, out.item, resize.labels + done, n)
+            done += n

@@ -1,0 +1,33 @@
+/* Puts the record of an instruction set together from the templates. */
+#include "kernels/tile.h"
+
+#include "kernels/epilogue.h"
+
+#include "kernels/pack.h"
+
+#include "kernels/head.h"
+
+#include "machine/limits.h"
+
+#include "kernels/tile_table.h"
+
+#define ISA_RECORD(NAME, ...)                                                   \
+    {                                                                           \
+        .float32 = {.name = NAME,                                               \
+                    .lanes = LANES,                                             \
+                    .k_step = 1,                                                \
+                    .prefetches = 1,                                            \
+                    .k_interleave = {1, 1},                                     \
+                    .half_cycles = 1,                                           \
+                    .mr = {__VA_ARGS__},                                        \
+                    .micro_kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}}, \
+        .pack = pack,                                                           \
+        .pack_rows = pack_rows,                                                 \
+        .epilogue = epilogue,                                                   \
+        .best = best,                                                           \
+        .softmax = softmax,                                                     \
+        .best_resized = best_resized,                                           \
+        .copy = copy,                                                           \
+        .fma_chain = fma_chain,                                                 \
+        .sweep = sweep,                                                         \
+    }

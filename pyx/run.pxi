@@ -1,0 +1,79 @@
+# Running a program: its tasks on all threads, in the engine's floating-point state.
+
+cdef const kernel_set_t* kernels_to_enter(const Program* program) noexcept nogil:
+    """The kernel set with registers that threads must set up (AMX); NULL: none. A machine has at most one kind."""
+    cdef int i
+    for i in range(program.count):
+        if program.steps[i].outs and program.steps[i].plan.kernels.enter != NULL:
+            return program.steps[i].plan.kernels
+    return NULL
+
+
+cdef uint64_t enter(const kernel_set_t* kernels) noexcept nogil:
+    """Sets up a thread for kernels; returns the state that leave() restores."""
+    if kernels != NULL:
+        kernels.enter()
+    return pwconv_float_enter()
+
+
+cdef void leave(const kernel_set_t* kernels, uint64_t before) noexcept nogil:
+    if kernels != NULL:
+        kernels.leave()
+    pwconv_float_leave(before)
+
+
+cdef void run_program(const Program* program, char* memory) noexcept nogil:
+    """Runs all tasks on as many threads as scheduled; each thread has its own part of `memory`."""
+    cdef uint64_t before = 0
+    cdef const Step* first = &program.steps[0]
+    cdef const kernel_set_t* entered = kernels_to_enter(program)
+    cdef Py_ssize_t task, share, shares = 0
+    if program.unpacked != NULL:
+        shares = shares_of_weights(&first.plan, &first.raw, first.groups)
+    if program.schedule.threads == 1 or first.group_stride * first.groups < PACKED_BY_ONE:
+        for share in range(shares):
+            pack_share(&first.plan, &first.raw, first.groups, share, program.unpacked)
+        shares = 0
+    if program.schedule.threads == 1:
+        before = enter(entered)
+        for task in range(program.schedule.tasks):
+            run_task(program, task, memory)
+        leave(entered, before)
+        return
+    pwconv_let_workers_sleep()
+    with parallel(num_threads=program.schedule.threads):
+        before = enter(entered)
+        if shares > 0:
+            for share in prange(shares, schedule="static"):
+                pack_share(&first.plan, &first.raw, first.groups, share, program.unpacked)
+        for task in prange(program.schedule.tasks, schedule="dynamic"):
+            run_task(program, task, memory + omp_get_thread_num() * program.thread_bytes)
+        leave(entered, before)
+
+
+cdef struct Running:
+    const Program* program
+    char* memory
+
+
+cdef void run_running(void* running) noexcept nogil:
+    run_program((<Running*> running).program, (<Running*> running).memory)
+
+
+cdef int run_released(Program* program, Memory memory) except -1:
+    """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
+    global busy_threads
+    cdef Running running
+    cdef int threads = program.schedule.threads
+    cdef bint in_new_thread = forked and threads > 1
+    running.program = program
+    running.memory = memory.data
+    busy_threads += threads
+    with nogil:
+        if not in_new_thread:
+            run_running(&running)
+        elif not pwconv_run_aside(run_running, &running):
+            program.schedule.threads = 1
+            run_running(&running)
+    busy_threads -= threads
+    return give_back(memory)

@@ -1,0 +1,92 @@
+# Describing a step of a program: its layer's parameters, its input, its plan, its tables and packed weights.
+
+cdef void read_input(Step* step, EngineSpec spec, Input* x, bint per_image) noexcept:
+    """Makes the maps of x the input of a step."""
+    cdef int i
+    for i in range(x.count):
+        map_of(&x.view[i], x.map[i].kind, &spec.x_axes, spec.stride, per_image, &x.map[i])
+    step.x = x.map
+    step.x_parts = x.count
+
+
+cdef void describe_step(Step* step, EngineSpec spec, const Weights* weights) noexcept:
+    """Sets the fields that depend on the layer's constructor arguments only."""
+    step.raw = weights[0]
+    step.precision = spec.precision
+    step.k = weights.k
+    step.groups = spec.groups
+    step.outs = weights.outs // spec.groups
+    step.channel_pitch = channel_pitch(step.outs)
+    step.before = spec.before
+    step.after = spec.after
+    step.plain = step.after.code <= ACT_CLIP
+    step.transformed = step.before.code != ACT_NONE
+    step.scale_span = step.in_scale_span = step.in_shift_span = 0
+    step.in_scale = step.in_shift = NULL
+    step.residual.data = NULL
+
+
+cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, Py_ssize_t weights_step,
+                    int threads, Schedule* schedule) noexcept:
+    """Plans a step that reads the map x, and schedules it as if it were the only one."""
+    cdef const PlanSlot* slot
+    cdef Problem problem
+    problem.isa = active_isa
+    problem.precision = step.precision
+    problem.threads = threads
+    problem.thread_cycles = cycles_per_thread()
+    problem.spans = spans
+    problem.pixels = pixels
+    problem.groups = step.groups
+    problem.k = step.k
+    problem.outs = step.outs
+    problem.x_run = x.size[x.axes - 1]
+    problem.x_step = x.step[x.axes - 1] // x.item if x.step[x.axes - 1] % x.item == 0 else 0
+    problem.x_channel_step = x.channel_step // x.item if x.channel_step % x.item == 0 else 0
+    problem.y_run = step.y.size[step.y.axes - 1]
+    problem.y_step = step.y.step[step.y.axes - 1]
+    problem.y_channel_step = step.y.channel_step
+    problem.plain = step.plain
+    problem.transformed = step.transformed
+    problem.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
+    problem.weights_step = weights_step
+    slot = plan_for(&problem)
+    step.plan = slot.plan
+    step.group_stride = packed_floats(&step.plan, step.k)
+    schedule[0] = slot.schedule
+
+
+cdef void use_weights(Step* step, const float* packed) noexcept:
+    """Points a planned step to its packed weights."""
+    step.weights = packed
+    step.special_outs = special_outs_of(&step.plan, step.k, step.groups, packed)
+
+
+cdef Memory use_layer(Step* step, Layer layer):
+    """Points a planned step to its layer's tables and packed weights; returns what must be kept meanwhile."""
+    cdef Memory packed = layer.packed_for(&step.plan)
+    use_weights(step, <const float*> packed.data)
+    step.bias = <const float*> layer.tables.data
+    step.scale = step.bias + step.groups * step.channel_pitch
+    return packed
+
+
+cdef const float* fill_tables(const Py_buffer* view, const char* values, float otherwise, Py_ssize_t groups,
+                              Py_ssize_t channels, char* data, size_t* at, Py_ssize_t* span) noexcept:
+    """Copies a table of channels, for all images or one for each, from a buffer or from `values` to `data + at`.
+
+    Moves `at` past it; sets `span` to the floats between images.
+    """
+    cdef float* table = <float*> (data + at[0])
+    cdef Py_ssize_t floats = groups * channel_pitch(channels)
+    cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
+    if view != NULL:
+        values = <const char*> view.buf
+    for image in range(images):
+        fill_table(table + image * floats,
+                   values + image * groups * channels * sizeof(float) if values != NULL else NULL, otherwise, groups,
+                   channels)
+    at[0] += aligned(images * floats * sizeof(float))
+    if span != NULL:
+        span[0] = floats if images > 1 else 0
+    return table

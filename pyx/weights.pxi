@@ -1,0 +1,96 @@
+# Packing weights: into panels [group][out tile][in channel][out channel], as float32 or split into bfloat16 terms.
+
+cdef enum:
+    PACKED_BY_ONE = 1 << 14        # floats of weights that one thread packs before others could start
+
+
+cdef Py_ssize_t packed_floats(const Plan* plan, Py_ssize_t k) noexcept nogil:
+    """Floats of a group's packed weights."""
+    cdef const Tiling* tiling = &plan.out_tiling
+    cdef Py_ssize_t columns = tiling.extent, last
+    if not plan.pixels_in_b:
+        last = tile_start(tiling, tiling.tiles - 1)
+        columns = last + vectors_for(plan.kernels, tiling.extent - last) * plan.kernels.lanes
+    return columns * column_floats(plan.kernels, k)
+
+
+cdef size_t packed_bytes(const Plan* plan, Py_ssize_t k, Py_ssize_t groups) noexcept nogil:
+    """Bytes of all packed weights and, where they are split, of the marks of out channels with special values."""
+    cdef size_t bytes = packed_floats(plan, k) * groups * sizeof(float)
+    if plan.kernels.terms:
+        bytes += BEHIND_PANELS + groups * plan.out_tiling.extent * sizeof(uint32_t)
+    return aligned(bytes)
+
+
+cdef uint32_t* special_outs_of(const Plan* plan, Py_ssize_t k, Py_ssize_t groups, const float* packed) noexcept nogil:
+    """The marks of out channels with special values, behind the packed weights; NULL if weights are not split."""
+    if plan.kernels.terms == 0:
+        return NULL
+    return <uint32_t*> (<char*> (packed + packed_floats(plan, k) * groups) + BEHIND_PANELS)
+
+
+cdef inline Py_ssize_t share_k(const Plan* plan, Py_ssize_t k) noexcept nogil:
+    """In channels that are packed at a time. All if weights are split, since all of them decide on an out channel's mark."""
+    return max(<Py_ssize_t> 1, k) if plan.kernels.terms else SUM_BLOCK
+
+
+cdef inline Py_ssize_t shares_of_weights(const Plan* plan, const Weights* weights, Py_ssize_t groups) noexcept nogil:
+    """How many shares can be packed independently: the out channels of a tile by share_k() in channels."""
+    return groups * plan.out_tiling.tiles * ceil_div(weights.k, share_k(plan, weights.k))
+
+
+cdef void pack_share(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t share,
+                     float* dst) noexcept nogil:
+    """Packs one share of the weights; the columns that pad the last tile of B are zero."""
+    cdef Py_ssize_t k = share_k(plan, weights.k), blocks = ceil_div(weights.k, k)
+    cdef Py_ssize_t channel = share % blocks * k
+    cdef Py_ssize_t tile = share // blocks % plan.out_tiling.tiles
+    cdef Py_ssize_t group = share // blocks // plan.out_tiling.tiles
+    cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile), first = group * plan.out_tiling.extent + out
+    cdef pack_t pack
+    pack.kind = KIND_FLOAT32
+    pack.step = weights.out_step
+    pack.channel_step = weights.in_step
+    pack.k = min(k, weights.k - channel)
+    pack.panel = 0
+    pack.at = 0
+    pack.scale = pack.shift = NULL
+    pack.count = tile_start(&plan.out_tiling, tile + 1) - out
+    pack.width = pack.count
+    if not plan.pixels_in_b:
+        pack.width = vectors_for(plan.kernels, pack.count) * plan.kernels.lanes
+    pack.src = weights.data + first * weights.out_step + channel * weights.in_step
+    pack.dst = (dst + group * packed_floats(plan, weights.k) + out * column_floats(plan.kernels, weights.k)
+                + column_floats(plan.kernels, channel) * pack.width)
+    if pack.count < pack.width:
+        memset(pack.dst, 0, pack.width * column_floats(plan.kernels, pack.k) * sizeof(float))
+    if plan.kernels.terms:
+        split_weights(plan, &pack, special_outs_of(plan, weights.k, groups, dst) + first)
+    else:
+        plan.isa.pack(&pack)
+
+
+cdef void split_weights(const Plan* plan, const pack_t* panel, uint32_t* special) noexcept nogil:
+    """Splits a panel of weights in the engine's floating-point state, whatever the caller's rounding mode is."""
+    cdef bint along_k = splits_along_k(plan, plan.pixels_in_b, panel.channel_step)
+    cdef float unsplit[(SPLIT_K + ROW_PAD) * MAX_NR]
+    cdef uint32_t marks[2 * MAX_NR]    # whole vectors of marks reach beyond the panel's out channels
+    cdef Py_ssize_t channel = 0
+    cdef pack_t pack = panel[0]
+    cdef uint64_t before = pwconv_float_enter()
+    memset(marks, 0, sizeof(marks))
+    pack.dst = unsplit
+    pack.width = pack.panel = SPLIT_K + ROW_PAD if along_k else pack.count
+    while channel < panel.k:
+        pack.src = panel.src + channel * panel.channel_step
+        pack.k = min(<Py_ssize_t> SPLIT_K, panel.k - channel)
+        if along_k:
+            plan.isa.pack_rows(&pack)
+        else:
+            plan.isa.pack(&pack)
+        split_rectangle(plan, plan.pixels_in_b, along_k, <char*> unsplit,
+                        (pack.width if along_k else 1) * sizeof(float), (1 if along_k else pack.width) * sizeof(float),
+                        pack.count, pack.k, panel.width, panel.dst, 0, channel, marks)
+        channel += pack.k
+    pwconv_float_leave(before)
+    memcpy(special, marks, panel.count * sizeof(uint32_t))
