@@ -14,9 +14,11 @@ import numpy as np
 
 import pwconv
 from pwconv import runtime
-from pwconv._limits import measure
-from pwconv._race import LAYOUTS, NETWORKS, Call, Operands, elsewhere, race, select
 from pwconv.arguments import GRADIENTS
+from pwconv.commands.limits import measure
+from pwconv.commands.peers import Call, Operands
+from pwconv.commands.race import elsewhere, race
+from pwconv.commands.workloads import LAYOUTS, NETWORKS, select
 
 ROUNDS = 3
 

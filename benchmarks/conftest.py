@@ -30,7 +30,7 @@ def machine():
     """What this machine allows, with as many threads as pwconv uses."""
     import pwconv
     from pwconv import runtime
-    from pwconv._limits import measure
+    from pwconv.commands.limits import measure
 
     return measure(runtime.engine.isa_active(), pwconv.get_num_threads())
 
@@ -46,7 +46,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     import threadpoolctl
 
     import pwconv
-    from pwconv._race import LAYOUTS, PEERS, installed
+    from pwconv.commands.peers import PEERS, installed
+    from pwconv.commands.workloads import LAYOUTS
 
     machine_info["pwconv"] = pwconv.config()
     machine_info["peers"] = {name: PEERS[name].version for layout in LAYOUTS for name in installed(layout)}
@@ -55,9 +56,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_terminal_summary(terminalreporter, config):
     """Print what the command prints below its table."""
-    from pwconv import bench
+    from pwconv.commands.report import conclusion, geometric_means
 
     for layout, results in config.stash[RESULTS].items():
         terminalreporter.section(f"races in {layout}")
-        for line in bench.conclusion(results, bench.geometric_means(results)):
+        for line in conclusion(results, geometric_means(results)):
             terminalreporter.write_line(line)

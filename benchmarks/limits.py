@@ -7,7 +7,7 @@ import argparse
 
 import pwconv
 from pwconv import runtime
-from pwconv._limits import measure
+from pwconv.commands.limits import measure
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ import numpy as np
 
 import pwconv
 from pwconv import runtime
-from pwconv._race import LAYOUTS, PEERS, Operands, Workload, elsewhere, installed, pwconv_ways, race
+from pwconv.commands.peers import PEERS, Operands, installed, pwconv_ways
+from pwconv.commands.race import elsewhere, race
+from pwconv.commands.workloads import LAYOUTS, Workload
 
 SMALL = Workload("overheads", "small", 1, 4, 4, 16, 16)
 MEDIUM = Workload("overheads", "medium", 1, 56, 56, 256, 64)

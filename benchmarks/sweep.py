@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import pwconv
 from pwconv import runtime
-from pwconv._limits import Limit, Machine, measure
-from pwconv._race import LAYOUTS, Operands, Workload, pwconv_ways, race
+from pwconv.commands.limits import Limit, Machine, measure
+from pwconv.commands.peers import Operands, pwconv_ways
+from pwconv.commands.race import race
+from pwconv.commands.workloads import LAYOUTS, Workload
 
 MOST = 1.25
 ROUNDS = 5

@@ -3,7 +3,9 @@
 import pytest
 
 import pwconv
-from pwconv._race import LAYOUTS, NETWORKS, PEERS, Operands, compete, installed, pwconv_ways, race
+from pwconv.commands.peers import PEERS, Operands, installed, pwconv_ways
+from pwconv.commands.race import compete, race
+from pwconv.commands.workloads import LAYOUTS, NETWORKS
 
 CASES = [
     pytest.param((workload, layout), column, id=f"{workload} {layout} {column}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pwconv
-from pwconv import demo
+from pwconv.commands import demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["bench"]:
-        from pwconv import bench
+        from pwconv.commands import bench
 
         return bench.main(words[1:])
     arguments = parser.parse_args(words)

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 
 import pwconv
-from pwconv import _race, bench, runtime
-from pwconv._limits import Level, Limit, Machine, footprints, measure
-from pwconv._race import LAYOUTS, NETWORKS, PEERS, SHAPES, Operands, Peer, Result, Workload, compete, race, select
+from pwconv import runtime
 from pwconv.arguments import PRECISIONS
+from pwconv.commands import bench, peers, plots
+from pwconv.commands import race as racing
+from pwconv.commands.limits import Level, Limit, Machine, footprints, measure
+from pwconv.commands.peers import PEERS, Operands, Peer
+from pwconv.commands.race import Result, compete, race
+from pwconv.commands.report import Table, conclusion, geometric_means, introduction
+from pwconv.commands.workloads import LAYOUTS, NETWORKS, SHAPES, Workload, select
 
 STRIDED = Workload("a", "b", 2, 5, 6, 3, 4, 2)
 
@@ -256,7 +261,7 @@ def test_torch_multiplies_bfloat16_in_calls_that_permit_it_and_in_no_others(monk
         raise ValueError("a broken call")
 
     monkeypatch.setattr(
-        _race, "_torch_ways", lambda o, dtype="float32": {"conv2d": lambda: seen.append(now()), "linear": failing}
+        peers, "_torch_ways", lambda o, dtype="float32": {"conv2d": lambda: seen.append(now()), "linear": failing}
     )
     before = now()
     ways = PEERS["torch-bf16"].ways(None)
@@ -287,21 +292,21 @@ def test_torch_pays_for_the_steps_of_a_stride(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *_: seen.append(x) or x)
     operands = Operands(STRIDED, "NHWC")
     for dtype in ("float32", "bfloat16"):
-        _race._torch_ways(operands, dtype)["linear"]()
+        peers._torch_ways(operands, dtype)["linear"]()
     assert [x.is_contiguous() for x in seen] == [False, False]
 
 
 @pytest.mark.parametrize("fastest", ["right", "coarse"])
 def test_errors_are_those_of_the_fastest_way(monkeypatch, fastest):
     def ways(operands):
-        right = _race.pwconv_ways(operands)["pwconv"]
+        right = racing.pwconv_ways(operands)["pwconv"]
         return {"right": right, "coarse": lambda: right() * np.float32(1.001)}
 
     def fake_race(contenders, *, rounds, threads):
         return {one: [0.5 if one[1] == fastest else 1.0] for one in contenders}
 
     fake_peer(monkeypatch, ways)
-    monkeypatch.setattr(_race, "race", fake_race)
+    monkeypatch.setattr(racing, "race", fake_race)
     outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
     assert outcome.ways["fake"] == fastest
     assert (outcome.errors["fake"] > 1e-5) == (fastest == "coarse")
@@ -313,7 +318,7 @@ def fake_peer(monkeypatch, ways):
 
 def test_a_wrong_peer_does_not_race(monkeypatch):
     def ways(operands):
-        right = _race.pwconv_ways(operands)["pwconv"]
+        right = racing.pwconv_ways(operands)["pwconv"]
         return {"right": right, "wrong": lambda: right() + 0.1 * right().max()}
 
     fake_peer(monkeypatch, ways)
@@ -322,25 +327,25 @@ def test_a_wrong_peer_does_not_race(monkeypatch):
     assert outcome.errors["fake"] == outcome.errors["pwconv"] < 1e-5
     assert ("fake", "right") in outcome.seconds
     assert ("fake", "wrong") not in outcome.seconds
-    assert "fake wrong on a b" in " ".join(bench.conclusion([outcome], bench.geometric_means([outcome])))
+    assert "fake wrong on a b" in " ".join(conclusion([outcome], geometric_means([outcome])))
 
 
 def test_a_wrong_pwconv_is_an_error(monkeypatch):
-    monkeypatch.setattr(_race, "pwconv_ways", lambda o: {"pwconv": lambda: o.out * 0 - 1, "out=": lambda: o.out})
+    monkeypatch.setattr(racing, "pwconv_ways", lambda o: {"pwconv": lambda: o.out * 0 - 1, "out=": lambda: o.out})
     with pytest.raises(RuntimeError, match="a b wrong in NHWC"):
         compete(Operands(STRIDED, "NHWC"), ["numpy"], MACHINE, rounds=1)
 
 
 @pytest.mark.parametrize(("second", "lost"), [(0.5, ("fake",)), (2.0, ())])
 def test_a_layer_is_lost_when_it_is_lost_twice(monkeypatch, second, lost):
-    fake_peer(monkeypatch, lambda operands: {"": _race.pwconv_ways(operands)["pwconv"]})
+    fake_peer(monkeypatch, lambda operands: {"": racing.pwconv_ways(operands)["pwconv"]})
     races = iter([0.5, second])
 
     def fake_race(contenders, *, rounds, threads):
         peer = next(races)
         return {contender: [peer if contender[0] == "fake" else 1.0] for contender in contenders}
 
-    monkeypatch.setattr(_race, "race", fake_race)
+    monkeypatch.setattr(racing, "race", fake_race)
     outcome = compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE, rounds=1)
     assert outcome.lost == lost
     assert outcome.ratios == {"fake": 0.5}  # the first race is the one that is shown
@@ -348,14 +353,14 @@ def test_a_layer_is_lost_when_it_is_lost_twice(monkeypatch, second, lost):
 
 
 def test_a_layer_that_is_won_is_raced_once(monkeypatch):
-    fake_peer(monkeypatch, lambda operands: {"": _race.pwconv_ways(operands)["pwconv"]})
+    fake_peer(monkeypatch, lambda operands: {"": racing.pwconv_ways(operands)["pwconv"]})
     races = []
 
     def fake_race(contenders, *, rounds, threads):
         races.append((rounds, threads))
         return {contender: [1.0] for contender in contenders}
 
-    monkeypatch.setattr(_race, "race", fake_race)
+    monkeypatch.setattr(racing, "race", fake_race)
     compete(Operands(STRIDED, "NCHW"), ["fake"], MACHINE._replace(threads=3), rounds=5)
     assert races == [(5, 3)]
 
@@ -366,21 +371,21 @@ def test_a_layer_that_is_won_is_raced_once(monkeypatch):
 def test_the_environment_sets_threads_and_drops_what_would_slow_a_peer(monkeypatch):
     monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512", "avx512_bf16"))
     before = {"HOME": "/", "OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "512", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-    after = _race.race_environment(before, 3, "avx512")
+    after = racing.race_environment(before, 3, "avx512")
     assert after == {"HOME": "/", "PWCONV_ISA": "avx512"} | dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS"), "3"
     )
-    limited = _race.race_environment(before, 3, "avx2")
+    limited = racing.race_environment(before, 3, "avx2")
     assert limited["ONEDNN_MAX_CPU_ISA"] == limited["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
     assert limited["OPENBLAS_CORETYPE"] == "Haswell"
     # A process started with it is not started again.
-    assert _race.race_environment(limited, 3, "avx2") == limited
-    assert _race.race_environment(after, 3, "avx512") == after
+    assert racing.race_environment(limited, 3, "avx2") == limited
+    assert racing.race_environment(after, 3, "avx512") == after
     monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2", "avx512", "avx512_bf16", "amx"))
-    assert _race.race_environment(before, 3, "avx512_bf16")["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
+    assert racing.race_environment(before, 3, "avx512_bf16")["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
     # Where AVX2 is all there is, nothing is limited.
     monkeypatch.setattr(runtime.engine, "isa_supported", lambda: ("baseline", "avx2"))
-    assert _race.race_environment(before, 3, "avx2") == after | {"PWCONV_ISA": "avx2"}
+    assert racing.race_environment(before, 3, "avx2") == after | {"PWCONV_ISA": "avx2"}
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -450,14 +455,14 @@ UNITS = {
 )
 def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, told):
     monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: UNITS[units])
-    monkeypatch.setattr(_race, "_is_installed", lambda package: True)
+    monkeypatch.setattr(peers, "_is_installed", lambda package: True)
     options = bench.parse(["--precision", named])
     assert options.precisions == precisions
     # It is no peer of float32.
     assert ("torch-bf16" in options.peers) == (units != "none" and named != "highest")
     assert "torch-bf16" not in options.without
     options.peers = ["numpy"]
-    text = " ".join(" ".join(bench.introduction(options, MACHINE)).split())
+    text = " ".join(" ".join(introduction(options, MACHINE)).split())
     assert told in text if told else "on this machine" not in text
 
 
@@ -491,7 +496,7 @@ def test_every_line_of_the_table_has_its_place(layout):
     peers = [name for name in PEERS if layout in PEERS[name].layouts and not PEERS[name].coarse]
     rates = dict.fromkeys(["pwconv", "out=", *peers], 12345.6) | {"torch": 9.87, "numpy": 123.4}
     shares = {"pwconv": 1.0, "out=": 0.004}
-    text = bench.Table(["highest"], peers).figures("x" * 25, rates, shares, {}, 12.345)
+    text = Table(["highest"], peers).figures("x" * 25, rates, shares, {}, 12.345)
     assert text.split() == ["x" * 25, "12346", "100%", "12346", "0%", "123", "9.9", "12346", "12.35x"]
     assert len(text) <= 80
 
@@ -503,7 +508,7 @@ def test_several_precisions_have_their_errors_in_the_table(layout, precisions):
     first, *others = precisions
     rates = dict.fromkeys([*others, *peers], 12345.6) | {"pwconv": 123.4, "out=": 1.0}
     errors = {"pwconv": 1.26e-7, "out=": 1.26e-7, others[0]: 2e-3, "numpy": 1.0}
-    table = bench.Table(precisions, peers)
+    table = Table(precisions, peers)
     lines = [table.heading(), table.figures("x" * 25, rates, {"pwconv": 1.0, "out=": 1.0}, errors, 12.345)]
     (layer, headings), (name, cells) = (text.splitlines() for text in lines)
     assert (layer, name) == ("layer", "x" * 25)
@@ -516,7 +521,7 @@ def test_several_precisions_have_their_errors_in_the_table(layout, precisions):
 
 
 def test_what_is_missing_is_a_dash():
-    table = bench.Table(["highest"], ["torch"])
+    table = Table(["highest"], ["torch"])
     text = table.figures("a", {"pwconv": 1, "out=": 2}, {"pwconv": 1, "out=": 1}, {}, None)
     assert text.split() == ["a", "1.0", "100%", "2.0", "100%", "-", "-"]
 
@@ -524,7 +529,7 @@ def test_what_is_missing_is_a_dash():
 def test_means_are_geometric_and_taken_of_each_layers_best():
     one = result(pwconv=[0.02], out=[0.01], conv2d=[0.04], mkl=[0.01])
     other = result(pwconv=[0.02], out=[0.01], conv2d=[0.01], mkl=[0.04])
-    means = bench.geometric_means([one, other])
+    means = geometric_means([one, other])
     assert means["gflops"] == pytest.approx({"pwconv": 50, "out=": 100, "torch": 50, "mkl": 50})
     assert means["shares"] == pytest.approx({"pwconv": 0.5, "out=": 1.0})
     assert means["ratios"] == pytest.approx(
@@ -534,9 +539,9 @@ def test_means_are_geometric_and_taken_of_each_layers_best():
 
 def test_without_peers_there_are_no_ratios():
     alone = result(pwconv=[0.02], out=[0.01])
-    means = bench.geometric_means([alone])
+    means = geometric_means([alone])
     assert means["ratios"] == {}
-    text = " ".join(bench.conclusion([alone], means))
+    text = " ".join(conclusion([alone], means))
     assert "as fast" not in text
     assert "worst 50%" in text
 
@@ -547,8 +552,8 @@ def test_several_precisions_are_told_apart():
         result(high=[0.015], medium=[medium], errors={"pwconv": 1e-7, "medium": 2e-3, "torch-bf16": error}, **seconds)
         for medium, error in ((0.005, 1e-3), (0.02, 1e-7))
     ]
-    means = bench.geometric_means(layers)
-    text = " ".join(" ".join(bench.conclusion(layers, means)).split())
+    means = geometric_means(layers)
+    text = " ".join(" ".join(conclusion(layers, means)).split())
     assert "fast highest is as each peer and as each layer's best float32 peer, geometric means: torch 1.50x, b" in text
     assert "fast high is as each peer and as each layer's best float32 peer, geometric means: torch 2.00x, best" in text
     assert "means: torch 3.00x, torch-bf16 1.00x, best framework 3.00x." in text
@@ -569,7 +574,7 @@ def test_errors_are_drawn_against_times(monkeypatch):
     ]
     options = bench.parse(["--peers", "", "--precision", "highest", "--threads", "1", "--plot-errors", "e.png"])
     options.precisions, options.peers = ["highest", "medium"], ["torch"]
-    bench.draw_errors(options, MACHINE, layers)
+    plots.draw_errors(options, MACHINE, layers)
     ((figure, path),) = drawn
     (axes,) = figure.axes
     # A GFLOP in 0.02 s is 40 ps for each of its 500 million multiply-adds.
@@ -584,8 +589,8 @@ def test_errors_are_drawn_against_times(monkeypatch):
 
 
 def test_each_contender_has_a_style_of_its_own():
-    assert set(bench.STYLES) == {*PRECISIONS, *PEERS}
-    assert len(set(bench.STYLES.values())) == len(bench.STYLES)
+    assert set(plots.STYLES) == {*PRECISIONS, *PEERS}
+    assert len(set(plots.STYLES.values())) == len(plots.STYLES)
 
 
 # The command ----------------------------------------------------------------------------------------------------------

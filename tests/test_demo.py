@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 import pwconv
 from pwconv import __main__ as command_line
-from pwconv import demo
+from pwconv.commands import demo
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_no_command_prints_the_configuration(capsys):
 def test_bench_gets_its_own_words(monkeypatch):
     words = []
     bench = types.SimpleNamespace(main=lambda argv: words.extend(argv) or 3)
-    monkeypatch.setitem(sys.modules, "pwconv.bench", bench)
-    monkeypatch.setattr(pwconv, "bench", bench, raising=False)
+    monkeypatch.setitem(sys.modules, "pwconv.commands.bench", bench)
+    monkeypatch.setattr(pwconv.commands, "bench", bench, raising=False)
     assert command_line.main(["bench", "--threads", "1", "--help"]) == 3
     assert words == ["--threads", "1", "--help"]
 

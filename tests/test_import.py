@@ -21,7 +21,7 @@ def test_what_no_call_needs_is_not_imported():
     """Neither the commands nor what only they, the configuration or an explanation need."""
     added = set(json.loads(python(IMPORT)))
     assert "pwconv._engine" in added
-    assert not added & {f"pwconv.{name}" for name in ("__main__", "_limits", "_race", "bench", "demo")}
+    assert not added & {"pwconv.__main__", "pwconv.commands"}
     assert not added & {"argparse", "concurrent.futures", "ctypes", "pathlib", "platform", "subprocess", "textwrap"}
 
 

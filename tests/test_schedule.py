@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pwconv
-from pwconv._race import LAYOUTS, NETWORKS
+from pwconv.commands.workloads import LAYOUTS, NETWORKS
 
 # Units that are finer still may read the weights so often that nothing is won.
 MOST_IMBALANCE = 0.12

@@ -5,7 +5,6 @@ All work goes through the public interface. NumPy is enough; a picture of one's 
 
 import math
 import os
-import shutil
 import statistics
 import sys
 import textwrap
@@ -17,52 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import pwconv
-from pwconv._race import race
-
-# ---- the page: plain ASCII, since in many a terminal of the far east a multiplication sign is two columns wide
-
-
-def terminal_width() -> int:
-    """Return how many columns there are, at most 80."""
-    return min(shutil.get_terminal_size().columns, 80)
-
-
-def say(text: str) -> None:
-    print(textwrap.fill(text, terminal_width(), break_long_words=False), end="\n\n")
-
-
-def heading(text: str) -> None:
-    print(text, "-" * len(text), sep="\n")
-
-
-def _table(*groups: list[dict[str, str]]) -> None:
-    """The first column to the left, the others to the right; where that is too wide, a few lines for each row."""
-    rows = [row for group in groups for row in group]
-    first, *others = rows[0]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    if sum(widths.values()) + 2 * len(others) <= terminal_width():
-
-        def show(row: dict[str, str]) -> None:
-            print(row[first].ljust(widths[first]), *(row[name].rjust(widths[name]) for name in others), sep="  ")
-
-        show({name: name for name in rows[0]})
-    else:
-
-        def show(row: dict[str, str]) -> None:
-            # No-break spaces, until the lines are filled: a name stays with its value.
-            cells = "; ".join(f"{name} {row[name]}".replace(" ", "\xa0") for name in others)
-            filled = textwrap.fill(cells, terminal_width() - 4, break_on_hyphens=False).replace("\xa0", " ")
-            print(row[first], textwrap.indent(filled, " " * 4), sep="\n")
-
-    for group in groups:
-        for row in group:
-            show(row)
-        print()
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
-
+from pwconv.commands.page import duration, heading, say, table, terminal_width
+from pwconv.commands.race import race
 
 # ---- checks
 
@@ -105,11 +60,11 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
 
 
 def _show_checks(checks: Iterable[Check]) -> None:
-    _table(
+    table(
         [
             {
                 "layer": check.layer,
-                **{contender: _duration(seconds) for contender, seconds in check.seconds.items()},
+                **{contender: duration(seconds) for contender, seconds in check.seconds.items()},
                 "ratio": f"{check.seconds['NumPy'] / check.seconds['pwconv']:.2f}",
                 "error": f"{check.error:.0e}",
                 "check": "ok" if check.passed else "WRONG",
@@ -239,7 +194,7 @@ def _channel_reduction(rng: np.random.Generator) -> list[Check]:
         "A 1x1 layer in front of a 3x3 layer thins the map that this has to read (its activations); in a ResNet"
         " bottleneck a second one widens the map again."
     )
-    _table(*(_costs(stage) for stage in STAGES))
+    table(*(_costs(stage) for stage in STAGES))
     say(
         f"Where it saves little: on the late {late.size}x{late.size} map the shares are the same, yet {saved[late]:,}"
         f" activations are saved in place of {saved[early]:,}. The small map was cheap before."

@@ -1,0 +1,1 @@
+"""The commands behind ``python -m pwconv``. The library does not import them."""

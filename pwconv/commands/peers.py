@@ -1,0 +1,233 @@
+"""The contenders of a race: pwconv and other libraries, each called on the same arrays."""
+
+import ctypes
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pwconv import runtime
+from pwconv.arguments import Float32Array
+from pwconv.commands.workloads import LAYOUTS, Workload
+from pwconv.layers import PointwiseConv
+
+Call = Callable[[], Any]
+
+
+class Operands:
+    """A workload's arrays: the input, the weights (C_out, C_in), the bias, and a buffer for results.
+
+    `precisions` are those of pwconv that race on them, the one that the race is about first.
+    """
+
+    def __init__(self, workload: Workload, layout: str, precisions: Sequence[str] = ("highest",)) -> None:
+        self.workload, self.layout, self.precisions = workload, layout, tuple(precisions)
+        random = np.random.default_rng(1)
+        self.x, self.weight, self.bias = (
+            random.random(shape, np.float32) - np.float32(0.5)
+            for shape in (
+                workload.shape(layout),
+                (workload.out_channels, workload.in_channels),
+                (workload.out_channels,),
+            )
+        )
+        self.out = np.empty(workload.shape(layout, out=True), np.float32)
+
+    def sampled(self) -> Float32Array:
+        """Return the view of every stride-th pixel of the input."""
+        step = slice(None, None, self.workload.stride)
+        return self.x[:, :, step, step] if self.layout == "NCHW" else self.x[:, step, step, :]
+
+
+class Peer(NamedTuple):
+    """Another library, and how it computes Operands: a call for each way that it has."""
+
+    heading: str
+    packages: tuple[str, ...]
+    layouts: tuple[str, ...]
+    ways: Callable[[Operands], dict[str, Call]]
+    follows_isa: bool = True  # its instruction set can be limited from outside
+    bare: bool = False  # no bias and no ReLU, and a buffer for the result is given
+    coarse: bool = False  # may multiply bfloat16: no peer of float32, but of "medium"
+
+    def obstacle(self, layout: str, limited: bool) -> str | None:
+        """Return why it cannot race in this layout, with the instruction set limited or not."""
+        missing = [package for package in self.packages if not _is_installed(package)]
+        if layout not in self.layouts:
+            return f"races in {' or '.join(self.layouts)} only"
+        if missing:
+            return f"is not installed (pip install {' '.join(missing)})"
+        if limited and not self.follows_isa:
+            return "cannot be limited to an instruction set"
+        return None
+
+    @property
+    def version(self) -> str:
+        """The version of the first of its packages."""
+        return importlib.metadata.version(self.packages[0])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def pwconv_ways(o: Operands) -> dict[str, Call]:
+    """The first precision's layer, which makes its result or writes into a buffer, and the others', by their names."""
+    first, *others = (
+        PointwiseConv(o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", precision=name)
+        for name in o.precisions
+    )
+    ways: dict[str, Call] = {"pwconv": partial(first, o.x), "out=": partial(first, o.x, out=o.out)}
+    return ways | {layer.precision: partial(layer, o.x) for layer in others}
+
+
+def _numpy_ways(o: Operands) -> dict[str, Call]:
+    """One product per image (NCHW) or for all pixels (NHWC); bias and ReLU in place."""
+    first, ins = o.layout == "NCHW", o.workload.in_channels
+    x, shape = o.sampled(), (o.workload.images, ins, -1) if first else (-1, ins)
+    # A view that is made once; every stride-th pixel has to be gathered in each call.
+    ready = x.reshape(shape) if o.workload.stride == 1 else None
+    weight, bias = (o.weight, o.bias[:, np.newaxis]) if first else (np.ascontiguousarray(o.weight.T), o.bias)
+
+    def call() -> Float32Array:
+        flat = x.reshape(shape) if ready is None else ready
+        y = np.matmul(weight, flat) if first else np.matmul(flat, weight)
+        np.add(y, bias, out=y)
+        np.maximum(y, 0, out=y)
+        return y
+
+    return {"matmul": call}
+
+
+def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
+    """A convolution (channels_last for NHWC), or a linear layer where channels lie last."""
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(runtime.get_num_threads())
+    # Inference mode, entered in every call, would cost a small one a microsecond more than this.
+    torch.set_grad_enabled(False)
+    conv, linear, relu = functional.conv2d, functional.linear, torch.relu_
+    x, weight, bias = (torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias))
+    kernel, stride = weight[:, :, None, None], o.workload.stride
+    if o.layout == "NCHW":
+        return {"conv2d": lambda: relu(conv(x, kernel, bias, stride))}
+    last, sampled = x.permute(0, 3, 1, 2), x[:, ::stride, ::stride]
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    return {
+        "conv2d": lambda: relu(conv(last, kernel, bias, stride)).permute(0, 2, 3, 1),
+        "linear": lambda: relu(linear(sampled, weight, bias)),
+    }
+
+
+def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
+    """The same with tensors of bfloat16, which are not charged for; or while float32 may be multiplied as bfloat16.
+
+    That is a setting of the process, so each call makes it and takes it back, which costs about a microsecond. oneDNN,
+    which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell. Before
+    torch 2.9 there is no such setting.
+    """
+    from torch.backends import mkldnn
+
+    ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
+    if not hasattr(mkldnn, "conv"):
+        return ways
+    # Small convolutions are products of matrices to torch.
+    conv, matmul = mkldnn.conv, mkldnn.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+
+    def permitted(call: Call) -> Any:
+        conv.fp32_precision = matmul.fp32_precision = "bf16"
+        try:
+            return call()
+        finally:
+            conv.fp32_precision, matmul.fp32_precision = before
+
+    return ways | {f"{way} permitted": partial(permitted, call) for way, call in _torch_ways(o).items()}
+
+
+def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
+    """A session of Conv and Relu, which it fuses."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    stride = [o.workload.stride] * 2
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "weight", "bias"], ["sum"], kernel_shape=[1, 1], strides=stride),
+            helper.make_node("Relu", ["sum"], ["y"]),
+        ],
+        "pointwise",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, o.x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(o.weight[:, :, np.newaxis, np.newaxis], "weight"),
+            numpy_helper.from_array(o.bias, "bias"),
+        ],
+    )
+    # An old enough format for any onnxruntime.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime.get_num_threads()
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feed = {"x": o.x}
+    return {"session": lambda: session.run(None, feed)[0]}
+
+
+def _mkl_ways(o: Operands) -> dict[str, Call]:
+    """The product with weights packed before (cblas_sgemm_compute), into a given buffer."""
+    mkl = _load_mkl()
+    mkl.cblas_sgemm_pack_get_size.restype = ctypes.c_size_t
+    row_major, as_is, transposed, packed, b_matrix = 101, 111, 112, 151, 162
+    pixels, ins, outs = o.workload.pixels, o.workload.in_channels, o.workload.out_channels
+    sizes = (pixels, outs, ins)
+    memory = np.empty(mkl.cblas_sgemm_pack_get_size(b_matrix, *sizes) + 64, np.uint8)
+    panels = memory[-memory.ctypes.data % 64 :]
+    one, zero = ctypes.c_float(1), ctypes.c_float(0)
+    mkl.cblas_sgemm_pack(row_major, b_matrix, transposed, *sizes, one, _pointer(o.weight), ins, _pointer(panels))
+    # It wants all pixels evenly apart, so a strided layer's are gathered first.
+    source = o.sampled()
+    x = source if o.workload.stride == 1 else np.empty(source.shape, np.float32)
+    operands = (_pointer(x), ins, _pointer(panels), outs, zero, _pointer(o.out), outs)
+    compute = partial(mkl.cblas_sgemm_compute, row_major, as_is, packed, *sizes, *operands)
+
+    def call() -> Float32Array:
+        if x is not source:
+            np.copyto(x, source)
+        compute()
+        return o.out
+
+    return {"packed": call}
+
+
+def _load_mkl() -> ctypes.CDLL:
+    files = importlib.metadata.files("mkl") or []
+    library = ctypes.CDLL(str(next(file.locate() for file in files if "mkl_rt" in file.name)))
+    library.MKL_Set_Num_Threads(runtime.get_num_threads())
+    return library
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    """Return an array's address in an object that keeps the array alive."""
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+PEERS = {
+    "numpy": Peer("numpy", ("numpy",), LAYOUTS, _numpy_ways),
+    "torch": Peer("torch", ("torch",), LAYOUTS, _torch_ways),
+    "torch-bf16": Peer("t-bf16", ("torch",), LAYOUTS, _torch_bf16_ways, coarse=True),
+    "onnxruntime": Peer("onnxrt", ("onnxruntime", "onnx"), ("NCHW",), _onnxruntime_ways, follows_isa=False),
+    "mkl": Peer("mkl", ("mkl",), ("NHWC",), _mkl_ways, bare=True),
+}
+
+
+def installed(layout: str) -> list[str]:
+    """Return the names of the float32 peers that can race in this layout, if nothing limits their instruction set."""
+    return [name for name, peer in PEERS.items() if not (peer.coarse or peer.obstacle(layout, limited=False))]
