@@ -56,7 +56,8 @@ cdef int run_head_of(Layer layer, x, out, values, int head, int places, num_thre
     return 0
 
 
-cdef bint describe_head(Program* program, EngineSpec spec, Layer layer, Input* x, Buffers* buffers, Memory tables) except -1:
+cdef bint describe_head(Program* program, EngineSpec spec, Layer layer, Input* x, Buffers* buffers,
+                        Memory tables) except -1:
     """A step into scratch, [channel][pixel], and a head behind it; False if a shape does not fit."""
     cdef bint resized = program.head.code == HEAD_RESIZED
     cdef bint per_image = resized and spec.x_axes.batch >= 0
@@ -92,8 +93,8 @@ cdef bint describe_head(Program* program, EngineSpec spec, Layer layer, Input* x
     return True
 
 
-cdef int describe_resize(Program* program, Py_ssize_t height, Py_ssize_t width, Py_ssize_t out_height, Py_ssize_t out_width,
-                         Memory tables) except -1:
+cdef int describe_resize(Program* program, Py_ssize_t height, Py_ssize_t width, Py_ssize_t out_height,
+                         Py_ssize_t out_width, Memory tables) except -1:
     """Sets the sizes, and makes the tables of neighbours and weights for the columns of the labels."""
     cdef Resize* size = &program.head.resize
     cdef Py_ssize_t padded = out_width + SCRATCH_PAD, x

@@ -1,7 +1,7 @@
 # Feature maps: from arrays and layout letters to records of strides. No other part knows layouts (NCHW, NHWC, ...).
 #
-# A feature map has a byte stride from channel to channel, and pixel axes (batch and space) with a byte stride each. Axes
-# that are evenly spaced in memory are merged, so that the pixels of a whole channels-last batch are one axis.
+# A feature map has a byte stride from channel to channel, and pixel axes (batch and space) with a byte stride each.
+# Axes that are evenly spaced in memory are merged, so that the pixels of a whole channels-last batch are one axis.
 
 cdef enum:
     MAX_AXES = 16

@@ -1,7 +1,7 @@
 # Several layers over the same pixels in one pass: chains and branches.
 
 cdef enum:
-    MIN_BLOCK_OF_STEPS = 48                 # pixels; smaller blocks waste more lanes of tiles than the cache saves
+    MIN_BLOCK_OF_STEPS = 48        # pixels; smaller blocks waste more lanes of tiles than the cache saves
 
 
 cdef Py_ssize_t block_for_steps(const Program* program, int threads) noexcept:
@@ -22,8 +22,8 @@ cdef Py_ssize_t block_for_steps(const Program* program, int threads) noexcept:
 def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_threads):
     """Runs layers over the same pixels in one pass: each feeds the next, or all read x (`branched`).
 
-    `residuals` and `outs` have one array or None per layer. Where out is None, the layer's result is scratch for the next
-    layer only. The caller has checked all arguments.
+    `residuals` and `outs` have one array or None per layer. Where out is None, the layer's result is scratch for the
+    next layer only. The caller has checked all arguments.
     """
     cdef int count = len(layers), threads = threads_for(num_threads), i
     cdef Memory made = Memory(), memory
@@ -137,7 +137,8 @@ cdef list plan_steps(Program* program, tuple layers, int threads):
         x = &step.y
     program.schedule.out_parts = 1
     program.schedule.tasks = program.schedule.spans * program.schedule.pixel_blocks
-    program.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / cycles_per_thread()), program.schedule.tasks))
+    program.schedule.threads = <int> max(1, min(min(<double> wanted, cycles / cycles_per_thread()),
+                                                program.schedule.tasks))
     program.schedule.threads = pwconv_startable(program.schedule.threads, forked)
     lay_out(program)
     return kept

@@ -1,5 +1,5 @@
-# Special values, which have no exact enough split into bfloat16 terms (see split.h): infinities, and numbers too large or
-# too small. The sums of pixels and out channels that hold one are recomputed in float32, and have the bits that
+# Special values, which have no exact enough split into bfloat16 terms (see split.h): infinities, and numbers too large
+# or too small. The sums of pixels and out channels that hold one are recomputed in float32, and have the bits that
 # precision="highest" gives. NaN has a split and needs no recomputation.
 
 cdef inline const uint32_t* special_marks(const Step* step, const Block* block, bint of_pixels) noexcept nogil:

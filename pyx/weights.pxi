@@ -30,7 +30,7 @@ cdef uint32_t* special_outs_of(const Plan* plan, Py_ssize_t k, Py_ssize_t groups
 
 
 cdef inline Py_ssize_t share_k(const Plan* plan, Py_ssize_t k) noexcept nogil:
-    """In channels that are packed at a time. All if weights are split, since all of them decide on an out channel's mark."""
+    """In channels that are packed at a time; all if weights are split, since an out channel has one mark for all."""
     return max(<Py_ssize_t> 1, k) if plan.kernels.terms else SUM_BLOCK
 
 
