@@ -1,15 +1,17 @@
 """Pointwise (1x1) convolutions on CPUs: exact, fast, on NumPy arrays."""
 
-__version__ = "0.1.0"
-
 from pwconv import reference
 from pwconv.classify import PixelClassifier
 from pwconv.costs import Cost, conv_cost
-from pwconv.functional import pointwise_conv, verify
-from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
-from pwconv.reduce import ChannelReducer, factorize, factorize_kernel
+from pwconv.factors import factorize, factorize_kernel
+from pwconv.functional import pointwise_conv
+from pwconv.layers import PointwiseConv
+from pwconv.reduce import ChannelReducer
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
+from pwconv.several import PointwiseBranches, PointwiseChain
 from pwconv.training import pointwise_conv_backward
+from pwconv.verification import verify
+from pwconv.version import __version__
 
 __all__ = [
     "ChannelReducer",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pwconv
-from pwconv.commands import demo
+from pwconv.commands import bench, demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,13 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo_parser.add_argument(
         "image", nargs="?", type=Path, help="a picture: its label map and its reconstruction are written next to it"
     )
-    # Listed here for --help; what follows the word is read by the benchmark's own parser.
+    # Listed here for --help; the benchmark's own parser reads the words that follow.
     commands.add_parser("bench", help="race the installed peers on the layers of published networks", add_help=False)
 
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["bench"]:
-        from pwconv.commands import bench
-
         return bench.main(words[1:])
     arguments = parser.parse_args(words)
     if arguments.command == "demo":
@@ -36,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A file's name may hold what the terminal cannot show.
+    # A file name may have characters that the terminal's encoding lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough. The interpreter flushes once more on its way out: let it not fail.
+        # The reader of our output closed it. The interpreter flushes stdout once more at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from pwconv.arguments import positive_int
+from pwconv.scalars import positive_int
 
 
 @dataclass(frozen=True)

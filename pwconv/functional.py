@@ -1,20 +1,12 @@
-"""The operation as a function, and its comparison with NumPy."""
+"""The pointwise convolution as a function."""
 
 import inspect
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import reference, runtime
-from pwconv.arguments import ActivationLike, Float32Array, StrideLike, as_array
-from pwconv.classify import PixelClassifier
-from pwconv.layers import PointwiseBranches, PointwiseChain, PointwiseConv
+from pwconv.arguments import ActivationLike, Float32Array, StrideLike
 
 
 def pointwise_conv(
@@ -130,104 +122,3 @@ _OPTIONS = tuple(inspect.signature(pointwise_conv).parameters)[3:]
 
 # Chosen once, so that a call costs no look-up. (For backend="numpy" the engine itself turns to the reference.)
 _compute = _by_numpy if runtime.engine is None else runtime.engine.pointwise_conv
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """How a result compares with NumPy's, and the seconds that both took (the second of two runs)."""
-
-    max_error: float
-    relative_error: float  # to the largest finite value of NumPy's result
-    where: tuple[int, ...] | None  # index of the largest error; None if the result is empty
-    backend: str
-    native_seconds: float
-    numpy_seconds: float
-
-    def __repr__(self) -> str:
-        place = "in an empty result" if self.where is None else f"at {self.where}"
-        return (
-            f"Report(largest error {self.max_error:.3g} {place}, {self.relative_error:.3g} of the largest value; "
-            f"{self.backend} {_milliseconds(self.native_seconds)}, NumPy {_milliseconds(self.numpy_seconds)})"
-        )
-
-
-def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
-    """Run `target` on `x`, and NumPy's twin in float32, and compare the results.
-
-    `target` is a layer, a chain, branches, a method of a classifier (the classifier itself stands for its
-    `decision_function`), or `pwconv.pointwise_conv`. Takes what the call itself takes and raises what it raises. Two
-    NaNs are equal, and so are two infinities of one sign; where only one of two values is finite, the error is
-    infinite. Names of classes that differ count as 1. Where there are several results, the place of the largest error
-    starts with the number of its result.
-
-    Examples
-    --------
-    >>> layer = pwconv.PointwiseConv(np.ones((16, 64), np.float32))
-    >>> pwconv.verify(layer, np.ones((1, 64, 9, 9), np.float32)).max_error
-    0.0
-    """
-    if isinstance(target, PixelClassifier):
-        target = target.decision_function
-    twin, backend = _twin(target, call)
-    # NumPy's turn comes first and leaves `out` alone, since `residual` may be `out`.
-    spare, other_spare = (call | {"out": _spare(call.get("out"))} for _ in range(2))
-    twin(x, *arguments, **spare)
-    expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **spare))
-    target(x, *arguments, **other_spare)
-    result, seconds = _timed(lambda: target(x, *arguments, **call))
-    max_error, relative_error, where = _compare(result, expected)
-    return Report(max_error, relative_error, where, backend, seconds, numpy_seconds)
-
-
-def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
-    """Return what computes `target` with NumPy, and the backend that `target` itself uses."""
-    if isinstance(target, PointwiseConv):
-        return partial(reference.call_layer, target), target.spec.backend
-    if isinstance(target, PointwiseChain):
-        return partial(reference.call_chain, target), target.backend
-    if isinstance(target, PointwiseBranches):
-        return partial(reference.call_branches, target), target.backend
-    if target is pointwise_conv:
-        return reference.pointwise_conv, runtime.resolve_backend(call.get("backend", "auto"))
-    if isinstance(classifier := getattr(target, "__self__", None), PixelClassifier):
-        return partial(getattr(reference, target.__name__), classifier), classifier.backend
-    raise TypeError(f"verify takes a layer, layers, a classifier or a function, got {type(target).__name__}")
-
-
-def _spare(out: Any) -> Any:
-    """Return arrays of their own for results that are to be written to `out`."""
-    if isinstance(out, list | tuple):
-        return tuple(_spare(one) for one in out)
-    return out if out is None or isinstance(out, str) else as_array(out, "out").copy()
-
-
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - start
-
-
-def _compare(result: Any, expected: Any) -> tuple[float, float, tuple[int, ...] | None]:
-    """Return the largest error, its share of the largest expected value, and its index."""
-    if isinstance(expected, tuple):
-        each = [_compare(*pair) for pair in zip(result, expected, strict=True)]
-        number, (max_error, relative_error, place) = max(enumerate(each), key=lambda one: one[1][0])
-        return max_error, relative_error, None if place is None else (number, *place)
-    result, expected = np.asarray(result), np.asarray(expected)
-    if not expected.size:
-        return 0.0, 0.0, None
-    if not np.issubdtype(expected.dtype, np.number):
-        result, expected = (result != expected).astype(int), np.zeros(expected.shape, int)
-    with np.errstate(invalid="ignore"):
-        errors = np.abs(np.subtract(result, expected, dtype=np.float64))
-    same = (result == expected) | (np.isnan(result) & np.isnan(expected))
-    errors = np.where(same, 0.0, np.where(np.isnan(errors), np.inf, errors))
-    where = np.unravel_index(np.argmax(errors), errors.shape)
-    largest = float(np.max(np.abs(expected), where=np.isfinite(expected), initial=0.0))
-    max_error = float(errors[where])
-    relative_error = max_error / largest if largest else (math.inf if max_error else 0.0)
-    return max_error, relative_error, tuple(int(index) for index in where)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"

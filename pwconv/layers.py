@@ -1,19 +1,19 @@
-"""Layers: operations that keep their weights, packed once; and several of them in one pass."""
+"""The layer: a pointwise convolution that keeps its packed weights."""
 
 import inspect
-import itertools
 import math
 import operator
 import pickle
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, SupportsIndex
+from collections.abc import Callable, Sequence
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 
-from pwconv import adapters, arguments, reference, runtime
+from pwconv import adapters, arguments, runtime, training
 from pwconv.arguments import ActivationLike, Call, Float32Array, Spec, StrideLike
 from pwconv.costs import Cost, count
+from pwconv.scalars import real
 
 if runtime.engine is None:
     from pwconv.reference import Layer
@@ -165,7 +165,7 @@ class PointwiseConv(Immutable, Layer):
         outs = self.out_channels
         scale = np.ones(outs) if gamma is None else arguments.norm_vector(gamma, "gamma", outs)
         shift = np.zeros(outs) if beta is None else arguments.norm_vector(beta, "beta", outs)
-        spread = arguments.norm_vector(var, "var", outs) + arguments.real(eps, "eps")
+        spread = arguments.norm_vector(var, "var", outs) + real(eps, "eps")
         if not (spread > 0).all():
             raise ValueError(f"var + eps must be positive, got {spread.min()}")
         scale = scale / np.sqrt(spread)
@@ -204,8 +204,6 @@ class PointwiseConv(Immutable, Layer):
         >>> [grad.shape for grad in layer.backward(grad_y, x)]
         [(2, 64, 9, 9), (16, 64), (16,)]
         """
-        from pwconv import training  # which is built on layers
-
         return training.layer_backward(self, grad_y, x, need, num_threads)
 
     def cost(self, shape: Sequence[int]) -> Cost:
@@ -214,7 +212,7 @@ class PointwiseConv(Immutable, Layer):
 
     def _cost(self, call: Call) -> Cost:
         biases = 0 if self.bias is None else self.out_channels
-        return count(self.in_channels, self.out_channels, _pixels(call), groups=self.groups, biases=biases)
+        return count(self.in_channels, self.out_channels, pixel_count(call), groups=self.groups, biases=biases)
 
     def _options(self) -> dict[str, Any]:
         """The constructor's arguments but for weight and bias."""
@@ -256,7 +254,7 @@ def _checksum(weight: Any, bias: Any, *told: Any) -> int:
     return checksum
 
 
-def _pixels(call: Call) -> int:
+def pixel_count(call: Call) -> int:
     """Return how many pixels all images of a result have together."""
     return math.prod(size for letter, size in zip(call.out_layout, call.out_shape, strict=True) if letter != "C")
 
@@ -267,223 +265,3 @@ def _plain(activation: ActivationLike) -> ActivationLike:
         function, *parameters = activation
         return (str(function), *map(float, parameters))
     return None if activation is None else str(activation)
-
-
-# Several layers in one pass -------------------------------------------------------------------------------------------
-
-
-class Layers(Immutable):
-    """Layers that work on the same pixels in one pass: what chains and branches share."""
-
-    __slots__ = ("_by_numpy", "layers")
-
-    _branched: ClassVar[bool]
-    _by_numpy: bool
-    layers: tuple[PointwiseConv, ...]
-
-    def __new__(cls, layers: Sequence[PointwiseConv]) -> Self:
-        group = super().__new__(cls)
-        checked = arguments.parse_layers(layers, PointwiseConv, cls._branched)
-        by_numpy = any(layer.spec.backend == "numpy" for layer in checked)
-        group._set(layers=checked, _by_numpy=by_numpy)
-        return group
-
-    @property
-    def backend(self) -> str:
-        """What computes the layers: "native", or "numpy" if that is so of any of them."""
-        return "numpy" if self._by_numpy else "native"
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the input."""
-        return self.layers[0].in_channels
-
-    def __repr__(self) -> str:
-        return "\n".join(
-            [f"{type(self).__name__}(", *(f"  ({i}): {layer!r}" for i, layer in enumerate(self.layers)), ")"]
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.layers,)
-
-    def _sum_of_costs(self, calls: tuple[Call, ...]) -> Cost:
-        return sum((layer._cost(call) for layer, call in zip(self.layers, calls, strict=True)), start=Cost(0, 0, 0))
-
-    def _run(self, calls: tuple[Call, ...], outs: tuple[Float32Array | None, ...]) -> None:
-        """Fill `outs`; where one is None, no more of a map exists than the next layer needs."""
-        residuals = tuple(call.residual for call in calls)
-        runtime.engine.run_layers(self.layers, calls[0].x, residuals, outs, self._branched, calls[0].num_threads)
-
-
-class PointwiseChain(Layers):
-    """Pointwise layers that feed each other in one pass: maps in between stay in cache and are never whole in memory.
-
-    The bits are those of calling one layer after the other. A chain is immutable, safe to call from many threads, and
-    picklable.
-
-    Parameters
-    ----------
-    layers : list of `PointwiseConv`, each of which takes what the one before gives: as many channels, in its
-        `out_layout`. Only the first may have a stride.
-
-    Raises
-    ------
-    TypeError if `layers` is something else, ValueError if the layers do not fit together.
-
-    Examples
-    --------
-    >>> up, down = (pwconv.PointwiseConv(np.ones(s, np.float32)) for s in ((256, 64), (64, 256)))
-    >>> pwconv.PointwiseChain([up, down])(np.ones((2, 64, 14, 14), np.float32)).shape
-    (2, 64, 14, 14)
-    """
-
-    __slots__ = ()
-
-    _branched = False
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the result."""
-        return self.layers[-1].out_channels
-
-    def __call__(
-        self,
-        x: Any,
-        *,
-        residual: Mapping[int, Any] | None = None,
-        keep: Sequence[int] = (),
-        out: Any = None,
-        num_threads: int | None = None,
-    ) -> Float32Array | tuple[Float32Array, ...]:
-        """Compute `layers[-1](... layers[1](layers[0](x)))`.
-
-        Parameters
-        ----------
-        x : as for the first layer.
-        residual : {i: array}; adds a float32 array to the result of layer i before its activation.
-        keep : numbers of layers whose results are returned as well, before the last one's: `(kept, ..., y)`.
-        out : float32, receives y. It may be the last layer's residual, and shares no memory with what else is read.
-        num_threads : as for a layer.
-
-        Raises
-        ------
-        TypeError, ValueError and MemoryError as a layer does.
-        """
-        if self._by_numpy:
-            return reference.call_chain(self, x, residual=residual, keep=keep, out=out, num_threads=num_threads)
-        calls, kept = arguments.check_chain(self.layers, x, residual, keep, out, num_threads)
-        results: list[Any] = [call.out for call in calls]
-        last = len(calls) - 1
-        for i in {*kept, last}:
-            if results[i] is None:
-                results[i] = np.empty(calls[i].out_shape, np.float32)
-        self._run(calls, tuple(results))
-        if out is not None:
-            results[last] = out  # the very object that was given
-        return tuple(results[i] for i in (*kept, last)) if kept else results[last]
-
-    def backward(
-        self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
-    ) -> tuple[Float32Array | list[Float32Array] | None, list[tuple[Float32Array | None, Float32Array | None]]]:
-        """Compute the gradients of `y = chain(x)` from that of `y`; what layers pass on is computed again, and kept.
-
-        Parameters
-        ----------
-        grad_y, x, need, num_threads : as for a layer.
-
-        Returns
-        -------
-        grad_x, [(grad_weight, grad_bias), ...] : that of `x`, and those of each layer, as a layer's `backward` returns
-            them.
-
-        Raises
-        ------
-        TypeError, ValueError and MemoryError as a layer does.
-
-        Examples
-        --------
-        >>> up, down = (pwconv.PointwiseConv(np.ones(s, np.float32)) for s in ((256, 64), (64, 256)))
-        >>> x = np.ones((2, 64, 14, 14), np.float32)
-        >>> grad_x, grads = pwconv.PointwiseChain([up, down]).backward(x, x)
-        >>> grad_x.shape, [grad_weight.shape for grad_weight, _ in grads]
-        ((2, 64, 14, 14), [(256, 64), (64, 256)])
-        """
-        from pwconv import training  # which is built on layers
-
-        return training.chain_backward(self, grad_y, x, need, num_threads)
-
-    def cost(self, shape: Sequence[int]) -> Cost:
-        """Return what the chain costs for an `x` of this shape; maps in between are not moved."""
-        calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
-        between = _pixels(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
-        return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
-
-
-class PointwiseBranches(Layers):
-    """Pointwise layers that all read the same input, which is read once.
-
-    The bits are those of calling each layer. Branches are immutable, safe to call from many threads, and picklable.
-
-    Parameters
-    ----------
-    layers : list of `PointwiseConv` with equal `in_channels`, `layout` and `stride`.
-
-    Raises
-    ------
-    TypeError if `layers` is something else, ValueError if the layers do not fit together.
-
-    Examples
-    --------
-    >>> classes, boxes = (pwconv.PointwiseConv(np.ones((outs, 64), np.float32)) for outs in (21, 4))
-    >>> [y.shape for y in pwconv.PointwiseBranches([classes, boxes])(np.ones((1, 64, 9, 9), np.float32))]
-    [(1, 21, 9, 9), (1, 4, 9, 9)]
-    """
-
-    __slots__ = ()
-
-    _branched = True
-
-    def __call__(
-        self, x: Any, *, out: Sequence[Any] | str | None = None, num_threads: int | None = None
-    ) -> Float32Array | tuple[Float32Array, ...]:
-        """Compute `tuple(layer(x) for layer in layers)`.
-
-        Parameters
-        ----------
-        x : as for a layer.
-        out : None; or a tuple of float32 arrays with any strides, which receive the results, share no memory and are
-            returned (None makes a new one); or "concat", which makes and returns one map, joined along C.
-        num_threads : as for a layer.
-
-        Raises
-        ------
-        TypeError, ValueError and MemoryError as a layer does.
-        """
-        if self._by_numpy:
-            return reference.call_branches(self, x, out=out, num_threads=num_threads)
-        if out is None and isinstance(x, np.ndarray) and x.nbytes <= runtime.engine.caches()["l2"]:
-            # A map that stays in cache costs nothing to read again, and single calls start sooner.
-            return tuple([layer(x, num_threads=num_threads) for layer in self.layers])
-        calls = arguments.check_branches(self.layers, x, out, num_threads)
-        if isinstance(out, str):
-            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"))
-            self._run(calls, parts)
-            return joined
-        results: list[Any] = [np.empty(call.out_shape, np.float32) if call.out is None else call.out for call in calls]
-        self._run(calls, tuple(results))
-        given = [None] * len(calls) if out is None else out
-        return tuple(result if receiver is None else receiver for result, receiver in zip(results, given, strict=True))
-
-    def cost(self, shape: Sequence[int]) -> Cost:
-        """Return what the branches cost for an `x` of this shape, which is read once."""
-        calls = arguments.check_branches(self.layers, arguments.array_of_shape(shape))
-        again = _pixels(calls[0]) * self.in_channels * (len(calls) - 1)
-        return self._sum_of_costs(calls) - Cost(0, 0, 4 * again)
-
-
-def _joined(shapes: list[tuple[int, ...]], axis: int) -> tuple[Float32Array, tuple[Float32Array, ...]]:
-    """Return a new map that joins maps of these shapes along an axis, and its parts."""
-    ends = list(itertools.accumulate(shape[axis] for shape in shapes))
-    shape = shapes[0]
-    joined = np.empty((*shape[:axis], ends[-1], *shape[axis + 1 :]), np.float32)
-    return joined, tuple(np.split(joined, ends[:-1], axis))

@@ -5,14 +5,14 @@ last bits differ from those of the compiled engine; denormal numbers are kept.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pwconv import arguments
-from pwconv.arguments import Activation, ActivationLike, Float32Array, Spec, StrideLike
+from pwconv.activations import activate
+from pwconv.arguments import ActivationLike, Float32Array, Spec, StrideLike
 
 
 def pointwise_conv(
@@ -359,7 +359,7 @@ def _compute(
         x = per_channel(call.input_scale) * x
     if call.input_shift is not None:
         x = x + per_channel(call.input_shift)
-    x = _activate(spec.input_activation, x)
+    x = activate(spec.input_activation, x)
 
     batch, _, *pixels = x.shape
     out_channels, channels = matrix.shape
@@ -373,7 +373,7 @@ def _compute(
         y = per_channel(call.output_scale) * y
     if call.residual is not None:
         y = y + _ordered(call.residual, call.out_layout, axes)
-    y = _activate(spec.activation, y)
+    y = activate(spec.activation, y)
 
     if "N" not in call.layout:
         y, axes = y[0], axes[1:]
@@ -389,54 +389,3 @@ def _ordered(array: NDArray[Any], layout: str, axes: str) -> NDArray[Any]:
     if "N" not in layout:
         array, layout = array[np.newaxis], f"N{layout}"
     return array.transpose([layout.index(letter) for letter in axes])
-
-
-# Activations ----------------------------------------------------------------------------------------------------------
-
-
-def _activate(activation: Activation, v: NDArray[Any]) -> NDArray[Any]:
-    """Apply an activation; at infinities it takes its limits, and NaN stays NaN."""
-    if activation == arguments.NO_ACTIVATION:
-        return v
-    return _FUNCTIONS[activation.code](v, activation.low, activation.high)
-
-
-def _clip(v: NDArray[Any], low: float, high: float) -> NDArray[Any]:
-    return np.minimum(np.maximum(v, low), high)
-
-
-def _sigmoid(v: NDArray[Any]) -> NDArray[Any]:
-    decay = np.exp(-np.abs(v))  # never overflows
-    return np.where(v < 0, decay, 1) / (1 + decay)
-
-
-def _hardsigmoid(v: NDArray[Any]) -> NDArray[Any]:
-    return _clip(v / 6 + 0.5, 0, 1)
-
-
-def _gated(v: NDArray[Any], gate: NDArray[Any]) -> NDArray[Any]:
-    """Return v * gate, where a gate closes faster than v goes to -inf."""
-    return np.where(v == -np.inf, 0, v * gate)
-
-
-def _gelu_gate(v: NDArray[Any]) -> NDArray[Any]:
-    """The normal distribution function; erfc keeps its tail exact where 1 + erf would cancel."""
-    return np.vectorize(math.erfc, otypes=[v.dtype])(v * -math.sqrt(0.5)) / 2
-
-
-def _gelu_tanh_gate(v: NDArray[Any]) -> NDArray[Any]:
-    """(1 + tanh(u)) / 2 = sigmoid(2 u), which does not cancel in the tail."""
-    return _sigmoid(math.sqrt(8 / math.pi) * (v + 0.044715 * v**3))
-
-
-_FUNCTIONS: dict[int, Callable[[NDArray[Any], float, float], NDArray[Any]]] = {
-    arguments.CLIP: _clip,
-    arguments.LEAKY_RELU: lambda v, slope, _: np.where(v < 0, slope * v, v),
-    arguments.SIGMOID: lambda v, *_: _sigmoid(v),
-    arguments.TANH: lambda v, *_: np.tanh(v),
-    arguments.SILU: lambda v, *_: _gated(v, _sigmoid(v)),
-    arguments.GELU: lambda v, *_: _gated(v, _gelu_gate(v)),
-    arguments.GELU_TANH: lambda v, *_: _gated(v, _gelu_tanh_gate(v)),
-    arguments.HARDSIGMOID: lambda v, *_: _hardsigmoid(v),
-    arguments.HARDSWISH: lambda v, *_: _gated(v, _hardsigmoid(v)),
-}

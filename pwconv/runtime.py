@@ -1,17 +1,20 @@
-"""Threads, instruction set, configuration; finds the compiled engine or the fallback."""
+"""Backend, threads, instruction set and configuration. This module imports the compiled engine, if there is one."""
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pwconv import __version__
+from pwconv.scalars import LARGEST_INT, positive_int
+from pwconv.version import __version__
 
-# How many turns idle workers of GCC's OpenMP wait for the next call before they sleep: by default so many that the next
-# library, say NumPy's product, lacks their cores. It is read when libgomp is loaded. For LLVM's OpenMP see threads.h.
+# GCC's OpenMP reads GOMP_SPINCOUNT when libgomp is loaded: the number of turns that an idle worker waits for the next
+# parallel region before it sleeps. With the default, workers still occupy their cores when the caller turns to another
+# library (NumPy's matrix product, for example). The engine sets the same for LLVM's OpenMP itself.
 _undecided = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
 if _undecided:
     os.environ["GOMP_SPINCOUNT"] = "20000"
@@ -24,13 +27,11 @@ finally:
     if _undecided:
         del os.environ["GOMP_SPINCOUNT"]
 
-LARGEST_INT = 2**30 - 1  # of any count or stride: it fits a C int, and so does its double
-
 # Backend --------------------------------------------------------------------------------------------------------------
 
 
 def resolve_backend(name: str) -> str:
-    """Return the backend ("native" or "numpy") that "auto", "native" or "numpy" stands for here."""
+    """Return the backend, "native" or "numpy", that a backend argument means in this process."""
     if name == "auto":
         return _default_backend
     if name == "native" and engine is None:
@@ -56,7 +57,7 @@ _default_backend = _find_default_backend()
 
 
 class Threads(NamedTuple):
-    """A number of threads and where it comes from."""
+    """A number of threads, and the name of the setting or limit that it comes from."""
 
     number: int
     source: str
@@ -76,8 +77,6 @@ def set_num_threads(n: int) -> None:
     >>> pwconv.get_num_threads()
     1
     """
-    from pwconv.arguments import positive_int  # which imports this module
-
     _use(Threads(positive_int(n, "n"), "set_num_threads"))
 
 
@@ -94,7 +93,7 @@ def get_num_threads() -> int:
 
 
 def default_threads(cgroups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> Threads:
-    """Return the default number of threads: what the affinity mask and the CPU quota of the cgroups allow."""
+    """Return the default number of threads: the affinity mask or the cgroups' CPU quota, whichever is less."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(cgroups, membership)
     return Threads(max(1, math.floor(quota)), "cgroup quota") if quota < cpus else Threads(cpus, "affinity")
@@ -104,7 +103,7 @@ def cgroup_quota(cgroups: str, membership: str) -> float:
     """Return how many CPUs the cgroups (v1 and v2) of a process and all their ancestors grant; inf if unlimited.
 
     `cgroups` is where cgroup file systems are mounted, `membership` the process's list "hierarchy:controllers:path".
-    Inside a container that path may be the host's: what does not exist under the mount point is passed over.
+    Inside a container that path may be the host's: folders that do not exist under the mount point are skipped.
     """
     try:
         memberships = [line.split(":", 2) for line in _read(membership).splitlines()]
@@ -130,15 +129,15 @@ def _quota_of(cgroup: str) -> float:
         try:
             quota, period = " ".join(_read(os.path.join(cgroup, file)) for file in files).split()
             cpus = int(quota) / int(period)
-        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        except (OSError, ValueError, ZeroDivisionError):  # the file is missing, or says "max"
             continue
-        if cpus > 0:  # v1 writes -1 for no limit
+        if cpus > 0:  # cgroup v1 writes -1 for no limit
             return cpus
     return math.inf
 
 
 def _read(path: str) -> str:
-    # pathlib alone would be a quarter of what importing pwconv takes.
+    # open() and not pathlib, which would slow down importing pwconv.
     with open(path) as file:
         return file.read()
 
@@ -186,7 +185,7 @@ _limit_isa()
 
 
 def config() -> dict[str, Any]:
-    """Return how pwconv was built and what it uses here.
+    """Return how pwconv was built, and the backend, instruction set and threads that it uses. No process is started.
 
     Keys: `version`, `backend`, `isa` (`built`, `supported`, `active`), `threads`, `threads_from`, `openmp`,
     `compiler`, `caches` (bytes), `numpy`, `python`, `platform`, `cpu`.
@@ -197,7 +196,7 @@ def config() -> dict[str, Any]:
     >>> settings["isa"]["active"] in settings["isa"]["supported"]
     True
     """
-    import platform  # here and below: imports that no call needs would make importing pwconv slower
+    import platform  # late, since it would slow down importing pwconv, and only the configuration needs it
 
     threads = _threads()
     isa: dict[str, Any] = {"built": (), "supported": (), "active": None}
@@ -217,7 +216,7 @@ def config() -> dict[str, Any]:
         "caches": caches,
         "numpy": np.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "platform": platform.platform(),
+        "platform": _platform_name(),
         "cpu": _cpu_name(),
     }
 
@@ -237,7 +236,7 @@ _WORDS = {"True": "true", "False": "false", "None": "none", "{}": "none"}
 
 
 def _lines(settings: dict[str, Any], indent: str = "") -> Iterator[str]:
-    import textwrap
+    import textwrap  # late, since it would slow down importing pwconv
 
     for key, value in settings.items():
         label = key.replace("_", " ")
@@ -252,12 +251,33 @@ def _lines(settings: dict[str, Any], indent: str = "") -> Iterator[str]:
             )
 
 
-def _cpu_name() -> str:
-    import platform
+def _platform_name() -> str:
+    """Return the operating system, its release and the architecture.
 
+    `platform.platform()` says the same, but runs the program `uname` on CPython 3.11.
+    """
+    import platform  # late, since it would slow down importing pwconv
+
+    if sys.platform == "win32":
+        windows = sys.getwindowsversion()
+        return f"Windows-{windows.major}.{windows.minor}.{windows.build}-{_machine()}"
+    system = os.uname()
+    if sys.platform == "darwin":
+        return f"macOS-{platform.mac_ver()[0]}-{system.machine}"
+    c_library = "".join(platform.libc_ver())
+    return "-".join([system.sysname, system.release, system.machine, *(["with", c_library] if c_library else [])])
+
+
+def _cpu_name() -> str:
+    """Return the CPU's model name where the system tells it, else the architecture."""
     try:
         lines = _read("/proc/cpuinfo").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return next(names, os.environ.get("PROCESSOR_IDENTIFIER", _machine()))  # a variable that Windows sets
+
+
+def _machine() -> str:
+    """Return the name of the architecture."""
+    return os.environ.get("PROCESSOR_ARCHITECTURE", "unknown") if sys.platform == "win32" else os.uname().machine

@@ -2,16 +2,17 @@
 
 import math
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import arguments, reference
-from pwconv.arguments import Activation, ActivationLike, Backward, Float32Array, StrideLike
+from pwconv.activations import derivative
+from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
+from pwconv.boxes import boxes_of
 from pwconv.functional import pointwise_conv
-from pwconv.reduce import boxes_of
 
 # Numbers of both maps whose products are summed at a time, so that copies and packed weights stay small.
 _CHUNK = 1 << 20
@@ -125,14 +126,14 @@ def layer_backward(
     gradient = task.grad_y
     if layer.activation is not None and task.need:
         sums = pointwise_conv(operand, layer.weight, layer.bias, precision=layer.precision, **options)
-        gradient = gradient * _slope(after, sums, apply)
+        gradient = gradient * derivative(after, sums, apply)
     grad_x: Any
     grad_x, grad_weight, grad_bias = pointwise_conv_backward(
         gradient, operand, layer.weight, need=task.need - ({"bias"} if layer.bias is None else set()), **options
     )
     if layer.input_activation is not None and "x" in task.need:
         for grad, part in zip(grad_x if isinstance(grad_x, list) else [grad_x], task.parts, strict=True):
-            grad *= _slope(before, part.astype(np.float32, copy=False), apply)
+            grad *= derivative(before, part.astype(np.float32, copy=False), apply)
     return grad_x, grad_weight, grad_bias
 
 
@@ -295,45 +296,3 @@ def _flat(map_: NDArray[Any]) -> NDArray[Any]:
     if abs(map_.strides[0]) == map_.itemsize:  # a copy keeps channels together as well
         return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
     return map_.reshape(channels, pixels)
-
-
-# Activations ----------------------------------------------------------------------------------------------------------
-
-_FAR = 128.0  # from here on smooth activations are their limits in float32, and no product meets an infinity
-_SMALL = 1e-30
-_CUBE, _SCALE = 0.044715, math.sqrt(8 / math.pi)  # of gelu_tanh(v) = v sigmoid(_SCALE (v + _CUBE v^3))
-
-
-@np.errstate(all="ignore")
-def _slope(
-    activation: Activation, v: Float32Array, apply: Callable[[ActivationLike, NDArray[Any]], NDArray[Any]]
-) -> Float32Array:
-    """Return the derivative of an activation: of one side at a bend, its limits at infinities, NaN at NaN."""
-    near = np.clip(v, -_FAR, _FAR)
-    # 1 - sigmoid(v), which would cancel, is sigmoid(-v).
-    match activation.code:
-        case arguments.CLIP:
-            # An infinite bound clips nothing.
-            low, high = activation.low, activation.high
-            slope = ((v > low) | (low == -math.inf)) & ((v < high) | (high == math.inf))
-        case arguments.LEAKY_RELU:
-            slope = np.where(v > 0, np.float32(1), np.float32(activation.low))
-        case arguments.SIGMOID:
-            slope = apply("sigmoid", near) * apply("sigmoid", -near)
-        case arguments.TANH:
-            slope = 1 - np.square(apply("tanh", near))
-        case arguments.SILU:
-            slope = apply("sigmoid", near) * (1 + near * apply("sigmoid", -near))
-        case arguments.GELU:
-            # gelu(v) = v P(v), with the normal distribution's function P; its density is P's derivative.
-            normal = np.full_like(near, 0.5)
-            np.divide(apply("gelu", near), near, out=normal, where=np.abs(near) > _SMALL)
-            slope = normal + near * np.exp(near * near * -0.5) * (1 / math.sqrt(2 * math.pi))
-        case arguments.GELU_TANH:
-            u = _SCALE * (near + _CUBE * near**3)
-            slope = apply("sigmoid", u) * (1 + near * apply("sigmoid", -u) * _SCALE * (1 + 3 * _CUBE * near * near))
-        case arguments.HARDSIGMOID:
-            slope = np.where(np.abs(v) < 3, np.float32(1 / 6), np.float32(0))
-        case arguments.HARDSWISH:
-            slope = np.where(np.abs(v) < 3, near / 3 + np.float32(0.5), v > 0)
-    return np.where(np.isnan(v), v, slope)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from sklearn.decomposition import PCA
 
 import pwconv
 from pwconv import __main__ as command_line
-from pwconv.commands import demo
+from pwconv.commands import bench, demo
 
 
 @pytest.fixture
@@ -50,9 +49,7 @@ def test_no_command_prints_the_configuration(capsys):
 
 def test_bench_gets_its_own_words(monkeypatch):
     words = []
-    bench = types.SimpleNamespace(main=lambda argv: words.extend(argv) or 3)
-    monkeypatch.setitem(sys.modules, "pwconv.commands.bench", bench)
-    monkeypatch.setattr(pwconv.commands, "bench", bench, raising=False)
+    monkeypatch.setattr(bench, "main", lambda argv: words.extend(argv) or 3)
     assert command_line.main(["bench", "--threads", "1", "--help"]) == 3
     assert words == ["--threads", "1", "--help"]
 

@@ -400,4 +400,4 @@ def test_name_of_the_cpu_without_procfs(monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(runtime, "_read", missing)
-    assert pwconv.config()["cpu"] == (platform.processor() or platform.machine())
+    assert pwconv.config()["cpu"] == (os.environ.get("PROCESSOR_IDENTIFIER", platform.machine()))

@@ -133,8 +133,9 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
     which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell. Before
     torch 2.9 there is no such setting.
     """
-    from torch.backends import mkldnn
+    from torch import backends
 
+    mkldnn: Any = backends.mkldnn  # torch sets attributes that type checkers do not see
     ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
     if not hasattr(mkldnn, "conv"):
         return ways
