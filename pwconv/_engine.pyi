@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from pwconv.arguments import ActivationLike, Spec, StrideLike
 
 class Layer:
-    def __new__(cls, matrix: NDArray[np.float32], bias: NDArray[np.float32] | None, spec: Spec) -> Self: ...
+    def __new__(
+        cls,
+        matrix: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        spec: Spec,
+        scales: tuple[NDArray[np.float32] | None, ...] = ...,
+    ) -> Self: ...
+    @property
+    def scales(self) -> tuple[NDArray[np.float32] | None, ...]: ...
     @property
     def matrix(self) -> NDArray[np.float32]: ...
     @property

@@ -79,6 +79,13 @@ cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
     return has_strides(&buffers.view[which]) and element_kind(&buffers.view[which]) == KIND_FLOAT32
 
 
+cdef inline const Py_buffer* view_of(const Buffers* buffers, int which) noexcept:
+    """The buffer of an argument; NULL if it is absent."""
+    if buffers.held[which]:
+        return &buffers.view[which]
+    return NULL
+
+
 cdef void release(Buffers* buffers) noexcept:
     cdef int i
     for i in range(BUFFERS):

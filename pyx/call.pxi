@@ -148,7 +148,7 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
     program.head.code = HEAD_NONE
     program.unpacked = NULL
     program.pixels = size // weights.outs // spans
-    describe_step(&step, spec, &weights)
+    describe_step(&step, spec, layer, &weights)
     read_input(&step, spec, x, per_image)
     step.y_is_scratch = False
     map_of(&buffers.view[OUT], KIND_FLOAT32, &spec.y_axes, NULL, per_image, &step.y)
@@ -179,18 +179,16 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
         program.unpacked = <float*> (data + at)
         use_weights(&step, program.unpacked)
         at += weight_bytes
-        step.bias = fill_tables(NULL, weights.bias, 0.0, groups, step.outs, data, &at, NULL)
-        step.scale = fill_tables(NULL, NULL, 1.0, groups, step.outs, data, &at, NULL)
+        step.bias = fill_tables(view_of(buffers, BIAS), 0.0, groups, step.outs, data, &at, NULL)
+        step.scale = fill_tables(NULL, 1.0, groups, step.outs, data, &at, NULL)
     else:
         _packed = use_layer(&step, layer)
     if buffers.held[OUTPUT_SCALE]:
-        step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], NULL, 1.0, groups, step.outs, data, &at,
-                                 &step.scale_span)
-    if step.transformed:
-        step.in_scale = fill_tables(&buffers.view[INPUT_SCALE] if buffers.held[INPUT_SCALE] else NULL, NULL, 1.0, 1,
-                                    in_channels, data, &at, &step.in_scale_span)
-        step.in_shift = fill_tables(&buffers.view[INPUT_SHIFT] if buffers.held[INPUT_SHIFT] else NULL, NULL, 0.0, 1,
-                                    in_channels, data, &at, &step.in_shift_span)
+        step.scale = fill_tables(&buffers.view[OUTPUT_SCALE], 1.0, groups, step.outs, data, &at, &step.scale_span)
+    if step.transformed and (step.in_scale == NULL or buffers.held[INPUT_SCALE]):
+        step.in_scale = fill_tables(view_of(buffers, INPUT_SCALE), 1.0, 1, in_channels, data, &at, &step.in_scale_span)
+    if step.transformed and (step.in_shift == NULL or buffers.held[INPUT_SHIFT]):
+        step.in_shift = fill_tables(view_of(buffers, INPUT_SHIFT), 0.0, 1, in_channels, data, &at, &step.in_shift_span)
     run_released(&program, memory)
     return y
 

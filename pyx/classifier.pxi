@@ -47,8 +47,7 @@ cdef int run_head_of(Layer layer, x, out, values, int head, int places, num_thre
             raise ValueError("shapes were not checked")
         if program.pixels > 0:
             _kept = plan_steps(&program, (layer,), threads)
-            memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
-            fill_steps(&program, memory)
+            memory = take_memory(program.schedule.threads * program.thread_bytes)
             run_released(&program, memory)
     finally:
         release(&buffers)
@@ -72,7 +71,7 @@ cdef bint describe_head(Program* program, EngineSpec spec, Layer layer, Input* x
     program.pixels = 1 if layer.weights.outs and program.schedule.spans else 0
     for i in range(per_image, spec.x_axes.pixel_axes):
         program.pixels *= shape[spec.y_axes.pixel[i]]
-    describe_step(program.steps, spec, &layer.weights)
+    describe_step(program.steps, spec, layer, &layer.weights)
     read_input(program.steps, spec, x, per_image)
     program.steps.y_is_scratch = True
     program.steps.y_pixels_last = True

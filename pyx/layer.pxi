@@ -82,40 +82,95 @@ cdef void fill_table(float* table, const char* values, float otherwise, Py_ssize
             memcpy(table + group * pitch, values + group * channels * sizeof(float), channels * sizeof(float))
 
 
+cdef object read_only_float32(values):
+    """A C-contiguous copy that cannot be written to; None stays None."""
+    if values is None:
+        return None
+    copy = numpy.array(values, dtype=numpy.float32, order="C", copy=True)
+    copy.setflags(write=False)
+    return copy
+
+
+cdef const float* fill_tables(const Py_buffer* view, float otherwise, Py_ssize_t groups, Py_ssize_t channels,
+                              char* data, size_t* at, Py_ssize_t* span) noexcept:
+    """Copies a table of channels, for all images or one for each, to `data + at`; `otherwise` throughout without one.
+
+    Moves `at` past it; sets `span` to the floats between images.
+    """
+    cdef float* table = <float*> (data + at[0])
+    cdef Py_ssize_t floats = groups * channel_pitch(channels)
+    cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
+    cdef const char* values = NULL
+    for image in range(images):
+        if view != NULL:
+            values = <const char*> view.buf + image * groups * channels * sizeof(float)
+        fill_table(table + image * floats, values, otherwise, groups, channels)
+    at[0] += aligned(images * floats * sizeof(float))
+    if span != NULL:
+        span[0] = floats if images > 1 else 0
+    return table
+
+
 cdef enum:
     PACKINGS = 4                   # different packings of its weights that a layer keeps
 
 
 cdef class Layer:
-    """A matrix of weights, its bias, and the parsed constructor arguments; packs the weights as plans ask."""
+    """A matrix of weights, its tables, and the parsed constructor arguments; packs the weights as plans ask.
 
-    cdef readonly object matrix, bias1d, spec
+    `scales` is (input_scale, input_shift, output_scale), each a float32 vector or None.
+    """
+
+    cdef readonly object matrix, bias1d, scales, spec
     cdef EngineSpec engine_spec
     cdef Weights weights
-    cdef Memory tables             # bias, then ones
+    cdef Memory tables
+    cdef const float* bias         # in `tables`: one value per out channel, group by group
+    cdef const float* output_scale
+    cdef const float* input_scale  # one value per in channel; NULL if the input has no scale, shift or activation
+    cdef const float* input_shift
+    cdef bint scales_output
     cdef dict packed               # (kernel set, pixels_in_b, vectors) -> Memory
-    cdef Buffers buffers           # of matrix and bias1d, held for life
+    cdef Buffers buffers           # of matrix, bias1d and scales, held for life
 
-    def __cinit__(self, matrix, bias, spec, *args, **options):
+    def __cinit__(self, matrix, bias, spec, scales=(None, None, None), *args, **options):
         self.spec = spec
         self.engine_spec = EngineSpec(spec)
-        self.matrix = numpy.array(matrix, dtype=numpy.float32, order="C", copy=True)
-        self.matrix.setflags(write=False)
-        self.bias1d = None if bias is None else numpy.array(bias, dtype=numpy.float32, order="C", copy=True)
-        if bias is not None:
-            self.bias1d.setflags(write=False)
+        self.matrix = read_only_float32(matrix)
+        self.bias1d = read_only_float32(bias)
+        self.scales = tuple([read_only_float32(table) for table in scales])
         if not hold(&self.buffers, WEIGHT, self.matrix) or not hold(&self.buffers, BIAS, self.bias1d):
             raise TypeError("a layer needs float32 weights and bias")
+        for i, which in enumerate((INPUT_SCALE, INPUT_SHIFT, OUTPUT_SCALE)):
+            if not hold(&self.buffers, which, self.scales[i]):
+                raise TypeError("a layer needs float32 scales")
         self.weights = weights_of(&self.buffers, "OI")
         self.packed = {}
-        cdef Py_ssize_t outs = self.weights.outs // self.engine_spec.groups
-        cdef Py_ssize_t floats = self.engine_spec.groups * channel_pitch(outs)
-        if floats > 1LL << 46:
-            raise MemoryError(f"no memory holds the bias of {self.weights.outs} out channels")
+        self.fill_tables()
+
+    cdef int fill_tables(self) except -1:
+        """Copies bias and scales into tables from which whole vectors can be loaded."""
+        cdef Py_ssize_t groups = self.engine_spec.groups, outs = self.weights.outs // groups
+        cdef Py_ssize_t ins = self.weights.k * groups
+        cdef Py_ssize_t out_floats = groups * channel_pitch(outs), in_floats = channel_pitch(ins)
+        cdef bint transformed = (self.engine_spec.before.code != ACT_NONE
+                                 or self.buffers.held[INPUT_SCALE] or self.buffers.held[INPUT_SHIFT])
+        cdef size_t at = 0
+        if out_floats + in_floats > 1LL << 46:
+            raise MemoryError(f"no memory holds the tables of {ins} in channels and {self.weights.outs} out channels")
         self.tables = Memory()
-        self.tables.reserve(2 * floats * sizeof(float))
-        fill_table(<float*> self.tables.data, self.weights.bias, 0.0, self.engine_spec.groups, outs)
-        fill_table(<float*> self.tables.data + floats, NULL, 1.0, self.engine_spec.groups, outs)
+        self.tables.reserve(2 * (aligned(out_floats * sizeof(float)) + aligned(in_floats * sizeof(float))))
+        self.scales_output = self.buffers.held[OUTPUT_SCALE]
+        self.bias = fill_tables(view_of(&self.buffers, BIAS), 0.0, groups, outs, self.tables.data, &at, NULL)
+        self.output_scale = fill_tables(view_of(&self.buffers, OUTPUT_SCALE), 1.0, groups, outs, self.tables.data, &at,
+                                        NULL)
+        self.input_scale = self.input_shift = NULL
+        if transformed:
+            self.input_scale = fill_tables(view_of(&self.buffers, INPUT_SCALE), 1.0, 1, ins, self.tables.data, &at,
+                                           NULL)
+            self.input_shift = fill_tables(view_of(&self.buffers, INPUT_SHIFT), 0.0, 1, ins, self.tables.data, &at,
+                                           NULL)
+        return 0
 
     def __dealloc__(self):
         release(&self.buffers)

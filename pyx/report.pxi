@@ -31,7 +31,7 @@ class PlanReport:
         cdef int i
         contiguous(call.x.shape, &x, x_shape, x_strides)
         contiguous(call.out_shape, &y, y_shape, y_strides)
-        describe_step(&step, spec, &layer.weights)
+        describe_step(&step, spec, layer, &layer.weights)
         step.x_parts = 1
         map_of(&x, KIND_FLOAT32, &spec.x_axes, spec.stride, False, &part)
         map_of(&y, KIND_FLOAT32, &spec.y_axes, NULL, False, &step.y)

@@ -49,8 +49,7 @@ def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, num_
             raise ValueError("shapes of x, residuals or outs were not checked")
         if program.pixels > 0:
             _kept = plan_steps(&program, layers, threads)
-            memory = take_memory(program.schedule.threads * program.thread_bytes + tables_of_steps(&program))
-            fill_steps(&program, memory)
+            memory = take_memory(program.schedule.threads * program.thread_bytes)
             run_released(&program, memory)
     finally:
         for i in range(count):
@@ -82,7 +81,7 @@ cdef bint describe_steps(Program* program, tuple layers, Input* x, Buffers* buff
         if spec is None or layer.weights.k * spec.groups != channels:
             return False
         step = &program.steps[i]
-        describe_step(step, spec, &layer.weights)
+        describe_step(step, spec, layer, &layer.weights)
         if i == 0 or branched:
             if spec.layout != first.layout or memcmp(spec.stride, first.stride, sizeof(first.stride)) != 0:
                 return False
@@ -142,25 +141,3 @@ cdef list plan_steps(Program* program, tuple layers, int threads):
     program.schedule.threads = pwconv_startable(program.schedule.threads, forked)
     lay_out(program)
     return kept
-
-
-cdef size_t tables_of_steps(const Program* program) noexcept:
-    """Bytes of the scales 1 and shifts 0 of layers whose input has an activation only."""
-    cdef size_t bytes = 0
-    cdef int i
-    for i in range(program.count):
-        if program.steps[i].transformed:
-            bytes += 2 * aligned(channel_pitch(program.steps[i].k * program.steps[i].groups) * sizeof(float))
-    return bytes
-
-
-cdef void fill_steps(Program* program, Memory memory) noexcept:
-    """Makes the tables that tables_of_steps() counts, behind the threads' scratch memory."""
-    cdef size_t at = program.schedule.threads * program.thread_bytes
-    cdef Step* step
-    cdef int i
-    for i in range(program.count):
-        step = &program.steps[i]
-        if step.transformed:
-            step.in_scale = fill_tables(NULL, NULL, 1.0, 1, step.k * step.groups, memory.data, &at, NULL)
-            step.in_shift = fill_tables(NULL, NULL, 0.0, 1, step.k * step.groups, memory.data, &at, NULL)

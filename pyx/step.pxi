@@ -9,8 +9,8 @@ cdef void read_input(Step* step, EngineSpec spec, Input* x, bint per_image) noex
     step.x_parts = x.count
 
 
-cdef void describe_step(Step* step, EngineSpec spec, const Weights* weights) noexcept:
-    """Sets the fields that depend on the layer's constructor arguments only."""
+cdef void describe_step(Step* step, EngineSpec spec, Layer layer, const Weights* weights) noexcept:
+    """Sets the fields that depend on constructor arguments only; `layer` is None for the function."""
     step.raw = weights[0]
     step.precision = spec.precision
     step.k = weights.k
@@ -19,8 +19,8 @@ cdef void describe_step(Step* step, EngineSpec spec, const Weights* weights) noe
     step.channel_pitch = channel_pitch(step.outs)
     step.before = spec.before
     step.after = spec.after
-    step.plain = step.after.code <= ACT_CLIP
-    step.transformed = step.before.code != ACT_NONE
+    step.plain = step.after.code <= ACT_CLIP and (layer is None or not layer.scales_output)
+    step.transformed = step.before.code != ACT_NONE or (layer is not None and layer.input_scale != NULL)
     step.scale_span = step.in_scale_span = step.in_shift_span = 0
     step.in_scale = step.in_shift = NULL
     step.residual.data = NULL
@@ -66,27 +66,8 @@ cdef Memory use_layer(Step* step, Layer layer):
     """Points a planned step to its layer's tables and packed weights; returns what must be kept meanwhile."""
     cdef Memory packed = layer.packed_for(&step.plan)
     use_weights(step, <const float*> packed.data)
-    step.bias = <const float*> layer.tables.data
-    step.scale = step.bias + step.groups * step.channel_pitch
+    step.bias = layer.bias
+    step.scale = layer.output_scale
+    step.in_scale = layer.input_scale
+    step.in_shift = layer.input_shift
     return packed
-
-
-cdef const float* fill_tables(const Py_buffer* view, const char* values, float otherwise, Py_ssize_t groups,
-                              Py_ssize_t channels, char* data, size_t* at, Py_ssize_t* span) noexcept:
-    """Copies a table of channels, for all images or one for each, from a buffer or from `values` to `data + at`.
-
-    Moves `at` past it; sets `span` to the floats between images.
-    """
-    cdef float* table = <float*> (data + at[0])
-    cdef Py_ssize_t floats = groups * channel_pitch(channels)
-    cdef Py_ssize_t images = view.shape[0] if view != NULL and view.ndim == 2 else 1, image
-    if view != NULL:
-        values = <const char*> view.buf
-    for image in range(images):
-        fill_table(table + image * floats,
-                   values + image * groups * channels * sizeof(float) if values != NULL else NULL, otherwise, groups,
-                   channels)
-    at[0] += aligned(images * floats * sizeof(float))
-    if span != NULL:
-        span[0] = floats if images > 1 else 0
-    return table
