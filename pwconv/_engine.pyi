@@ -61,15 +61,31 @@ def pointwise_conv(
 def run_layers(
     layers: tuple[Any, ...],
     x: Any,
-    residuals: tuple[NDArray[np.float32] | None, ...],
-    outs: tuple[NDArray[np.float32] | None, ...],
+    residuals: tuple[NDArray[Any] | None, ...],
+    outs: tuple[NDArray[Any] | None, ...],
     branched: bool,
+    mask: NDArray[np.bool_] | None,
+    fill: float | None,
     num_threads: int | None,
 ) -> None: ...
 def classify(
-    layer: Any, x: Any, out: NDArray[Any], values: NDArray[np.float32] | None, places: int, num_threads: int | None
+    layers: tuple[Any, ...],
+    x: Any,
+    out: NDArray[Any],
+    values: NDArray[np.float32] | None,
+    places: int,
+    mask: NDArray[np.bool_] | None,
+    fill: float | None,
+    num_threads: int | None,
 ) -> None: ...
-def classify_resized(layer: Any, x: Any, out: NDArray[Any], num_threads: int | None) -> None: ...
+def classify_resized(
+    layers: tuple[Any, ...],
+    x: Any,
+    out: NDArray[Any],
+    mask: NDArray[np.bool_] | None,
+    fill: int | None,
+    num_threads: int | None,
+) -> None: ...
 def isa_built() -> tuple[str, ...]: ...
 def isa_supported() -> tuple[str, ...]: ...
 def isa_kernel_sets(name: str) -> dict[str, str]: ...

@@ -164,9 +164,9 @@ class PixelClassifier(Immutable):
             labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
         receiver = np.expand_dims(labels, axis)
         if size is None:
-            runtime.engine.classify(self.head, call.x, receiver, None, 1, call.num_threads)
+            runtime.engine.classify((self.head,), call.x, receiver, None, 1, None, None, call.num_threads)
         else:
-            runtime.engine.classify_resized(self.head, call.x, receiver, call.num_threads)
+            runtime.engine.classify_resized((self.head,), call.x, receiver, None, None, call.num_threads)
         return self.named(labels) if out is None else out
 
     def top_k(
@@ -182,7 +182,7 @@ class PixelClassifier(Immutable):
         if labels is None or logits is None:
             labels, logits = np.empty(call.out_shape, np.int32), np.empty(call.out_shape, np.float32)
         places = call.out_shape[call.out_layout.index("C")]
-        runtime.engine.classify(self.head, call.x, labels, logits, places, call.num_threads)
+        runtime.engine.classify((self.head,), call.x, labels, logits, places, None, None, call.num_threads)
         return (self.named(labels), logits) if out is None else (out[0], out[1])
 
     def predict_proba(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
@@ -195,7 +195,7 @@ class PixelClassifier(Immutable):
         call = arguments.check_probabilities(self.head, self.link, x, out, num_threads)
         probabilities = np.empty(call.out_shape, np.float32) if call.out is None else call.out
         if self.scores is None:
-            runtime.engine.classify(self.head, call.x, probabilities, None, 0, call.num_threads)
+            runtime.engine.classify((self.head,), call.x, probabilities, None, 0, None, None, call.num_threads)
         else:
             self.scores(call.x, out=probabilities, num_threads=call.num_threads)
             probabilities[...] = reference.shares(probabilities, call.out_layout.index("C"))

@@ -52,7 +52,9 @@ class Layers(Immutable):
     def _run(self, calls: tuple[Call, ...], outs: tuple[Float32Array | None, ...]) -> None:
         """Fill `outs`; where one is None, no more of a map exists than the next layer needs."""
         residuals = tuple(call.residual for call in calls)
-        runtime.engine.run_layers(self.layers, calls[0].x, residuals, outs, self._branched, calls[0].num_threads)
+        runtime.engine.run_layers(
+            self.layers, calls[0].x, residuals, outs, self._branched, None, None, calls[0].num_threads
+        )
 
 
 class PointwiseChain(Layers):

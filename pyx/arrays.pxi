@@ -79,6 +79,19 @@ cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
     return has_strides(&buffers.view[which]) and element_kind(&buffers.view[which]) == KIND_FLOAT32
 
 
+cdef bint hold_bytes(Buffers* buffers, int which, object exporter) noexcept:
+    """Takes the buffer of a bool array; False if it is another array. None is an absent array: True."""
+    cdef const char* form
+    if exporter is None:
+        return True
+    if PyObject_GetBuffer(exporter, &buffers.view[which], PyBUF_STRIDES | PyBUF_FORMAT) != 0:
+        PyErr_Clear()
+        return False
+    buffers.held[which] = True
+    form = buffers.view[which].format
+    return has_strides(&buffers.view[which]) and form != NULL and form[0] == c"?" and form[1] == 0
+
+
 cdef inline const Py_buffer* view_of(const Buffers* buffers, int which) noexcept:
     """The buffer of an argument; NULL if it is absent."""
     if buffers.held[which]:

@@ -73,6 +73,9 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t pitch, classes, pixels, k
         int32_t* labels
         float* values
+        uint32_t* counts
+        int32_t fill_label
+        float fill
 
     ctypedef struct resize_t:
         const float* above
@@ -86,6 +89,8 @@ cdef extern from "kernels/kernels.h" nogil:
         float* line
         int32_t* ranks
         int32_t* labels
+        bint fills
+        int32_t fill_label
 
     ctypedef void (*micro_kernel_t)(const tile_t*) noexcept nogil
 
@@ -108,6 +113,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*best)(const head_t*) noexcept nogil
         void (*softmax)(const head_t*) noexcept nogil
         void (*best_resized)(const resize_t*) noexcept nogil
+        void (*discount_nan)(const head_t*) noexcept nogil
+        void (*fill_uncounted)(const head_t*) noexcept nogil
         void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                      Py_ssize_t) noexcept nogil
         double (*fma_chain)(long) noexcept nogil

@@ -15,7 +15,7 @@ from cpython.exc cimport PyErr_Clear
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
 from cython.parallel cimport parallel, prange
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset, strchr
@@ -56,7 +56,6 @@ include "layer.pxi"
 include "step.pxi"
 include "call.pxi"
 include "several.pxi"
-include "classifier.pxi"
 include "report.pxi"
 
 

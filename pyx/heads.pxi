@@ -20,8 +20,28 @@ cdef void store_labels(char* at, Py_ssize_t step, Py_ssize_t item, const int32_t
             memcpy(at + i * step, &wide, 8)
 
 
-cdef void run_head(const Program* program, const Block* block, char* memory) noexcept nogil:
-    """Labels or probabilities of a block whose logits the last step left in scratch, [class][pixel]."""
+cdef bint count_pixels(const Program* program, const Block* block, uint32_t* counts) noexcept nogil:
+    """Sets which pixels of a block count; False if none does."""
+    cdef const FeatureMap* mask = &program.head.mask
+    cdef Py_ssize_t done = 0, n, i
+    cdef uint32_t any = 0
+    cdef Run run
+    if mask.data == NULL:
+        memset(counts, 0xff, block.pixels * sizeof(uint32_t))
+        return True
+    while done < block.pixels:
+        run = run_from(mask, block.first + done)
+        n = min(run.count, block.pixels - done)
+        run.at += block.span * mask.span_step
+        for i in range(n):
+            counts[done + i] = 0 - <uint32_t> (run.at[i * run.step] != 0)
+            any |= counts[done + i]
+        done += n
+    return any != 0
+
+
+cdef void run_head(const Program* program, const Block* block, bint any_counts, char* memory) noexcept nogil:
+    """Consumes a block whose result the last step left in scratch, [channel][pixel], unless no pixel counts."""
     cdef const isa_t* isa = program.steps[0].plan.isa
     cdef const FeatureMap* out = &program.head.out
     cdef const FeatureMap* values = &program.head.values
@@ -33,10 +53,25 @@ cdef void run_head(const Program* program, const Block* block, char* memory) noe
     head.classes = block.y.channels
     head.pixels = block.pixels
     head.k = program.head.places
-    head.labels = <int32_t*> (memory + program.head_at)
-    head.values = <float*> (head.labels + head.k * head.pitch)
-    if program.head.code == HEAD_SOFTMAX:
-        isa.softmax(&head)
+    head.labels = NULL
+    head.values = NULL
+    head.counts = <uint32_t*> (memory + program.counts_at)
+    head.fill_label = program.head.fill_label
+    head.fill = program.head.fill
+    if program.head.code == HEAD_BEST:
+        head.labels = <int32_t*> (memory + program.head_at)
+        if values.data != NULL:
+            head.values = <float*> (head.labels + head.k * head.pitch)
+    if any_counts:
+        if program.head.fills:
+            isa.discount_nan(&head)
+        if program.head.code == HEAD_BEST:
+            isa.best(&head)
+        elif program.head.code == HEAD_SOFTMAX:
+            isa.softmax(&head)
+    if program.head.fills:
+        isa.fill_uncounted(&head)
+    if head.labels == NULL:
         done = 0
         while done < block.pixels:
             run = run_from(out, block.first + done)
@@ -45,9 +80,6 @@ cdef void run_head(const Program* program, const Block* block, char* memory) noe
                      sizeof(float), head.classes, n)
             done += n
         return
-    if values.data == NULL:
-        head.values = NULL
-    isa.best(&head)
     for place in range(head.k):
         done = 0
         while done < block.pixels:
@@ -74,17 +106,23 @@ cdef Neighbours neighbours_of(Py_ssize_t place, Py_ssize_t size, Py_ssize_t out_
     cdef Neighbours n
     cdef float at = max(<float> 0.0, (<float> size / <float> out_size) * (<float> place + <float> 0.5) - <float> 0.5)
     n.first = min(<Py_ssize_t> at, size - 1)
-    n.second = min(n.first + 1, size - 1)
     n.weight = at - <float> n.first
+    # Without a weight, the second is the first: NaN times 0 would be NaN.
+    n.second = min(n.first + 1, size - 1) if n.weight > 0.0 else n.first
     return n
 
 
-cdef void run_resized_head(const Program* program, const Block* block, char* memory) noexcept nogil:
-    """The labels of all output lines whose upper neighbour lies in this block's band."""
+cdef void run_resized_head(const Program* program, const Block* block, bint any_counts, char* memory) noexcept nogil:
+    """The labels of all output lines whose upper neighbour lies in this block's band.
+
+    Logits of pixels that do not count become NaN, which interpolation spreads to the labels that do not count.
+    """
     cdef const Resize* size = &program.head.resize
     cdef const FeatureMap* out = &program.head.out
     cdef Py_ssize_t band = block.first // size.width, line, done, n
-    cdef const float* logits = <float*> (block.y.data + block.first * sizeof(float))
+    cdef float* logits = <float*> (block.y.data + block.first * sizeof(float))
+    cdef const uint32_t* counts = <uint32_t*> (memory + program.counts_at)
+    cdef Py_ssize_t i
     cdef Neighbours lines
     cdef resize_t resize
     cdef Run run
@@ -98,6 +136,15 @@ cdef void run_resized_head(const Program* program, const Block* block, char* mem
     resize.line = <float*> (memory + program.head_at)
     resize.ranks = <int32_t*> (resize.line + size.width + SCRATCH_PAD)
     resize.labels = resize.ranks + size.out_width + SCRATCH_PAD
+    resize.fills = program.head.fills
+    resize.fill_label = program.head.fill_label
+    if not any_counts:
+        for i in range(size.out_width):
+            resize.labels[i] = program.head.fill_label
+    elif program.head.mask.data != NULL:
+        for i in range(block.pixels):
+            if not counts[i]:
+                logits[i] = NAN
     for line in range(size.out_height):
         lines = neighbours_of(line, size.height, size.out_height)
         if lines.first < band or lines.first >= band + size.band:
@@ -105,7 +152,8 @@ cdef void run_resized_head(const Program* program, const Block* block, char* mem
         resize.above = logits + (lines.first - band) * size.width
         resize.below = logits + (lines.second - band) * size.width
         resize.down = lines.weight
-        program.steps[0].plan.isa.best_resized(&resize)
+        if any_counts:
+            program.steps[0].plan.isa.best_resized(&resize)
         done = 0
         while done < size.out_width:
             run = run_from(out, line * size.out_width + done)

@@ -61,7 +61,7 @@ cdef struct Step:
 
 
 cdef enum:
-    HEAD_NONE, HEAD_BEST, HEAD_SOFTMAX, HEAD_RESIZED
+    HEAD_NONE, HEAD_VALUES, HEAD_BEST, HEAD_SOFTMAX, HEAD_RESIZED
 
 
 cdef struct Resize:
@@ -73,11 +73,15 @@ cdef struct Resize:
 
 
 cdef struct Head:
-    # A classifier's head, which consumes the scratch map of the last step.
+    # Consumes the scratch map of the last step: stores its values where pixels count, labels, or probabilities.
     int code
-    Py_ssize_t places              # best: classes for every pixel
-    FeatureMap out                 # best: integers of any size; softmax: float32
+    Py_ssize_t places              # labels for every pixel; 0: values or probabilities
+    FeatureMap out                 # labels: integers of any size; else float32
     FeatureMap values              # best: the logits; data is NULL if they are not wanted
+    FeatureMap mask                # bool: does a pixel count? data is NULL if all do
+    bint fills                     # a pixel with NaN does not count either
+    int32_t fill_label             # for pixels that do not count
+    float fill
     Resize resize
 
 
@@ -88,7 +92,7 @@ cdef struct Program:
     float* unpacked                # receives the packed weights of the only step first; NULL: they are packed already
     Py_ssize_t pixels              # in a span
     Schedule schedule
-    size_t strips_at, panels_at, partial_at, residual_at, special_at, split_at, head_at, thread_bytes
+    size_t strips_at, panels_at, partial_at, residual_at, special_at, split_at, counts_at, head_at, thread_bytes
 
 
 cdef struct Strip:
@@ -181,6 +185,9 @@ cdef void lay_out(Program* program) noexcept nogil:
         if step.y_is_scratch:
             step.y_at = at
             at += aligned(max(step.groups * step.outs * step.y.channel_step, pixels * step.y.step[0]))
+    program.counts_at = at
+    if program.head.code != HEAD_NONE:
+        at += aligned((pixels + SCRATCH_PAD) * sizeof(uint32_t))
     program.head_at = at
     if program.head.code == HEAD_BEST:
         at += aligned(2 * program.head.places * (pixels + SCRATCH_PAD) * sizeof(float))

@@ -207,6 +207,7 @@ cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexce
     cdef Py_ssize_t first_part = task % schedule.out_parts, end_part, part, pixel_block
     cdef const Step* step
     cdef FeatureMap written[2]     # this thread's scratch maps; alternately, since a step reads the one before
+    cdef bint any_counts = True
     cdef Block block
     cdef int i
     task //= schedule.out_parts
@@ -223,6 +224,8 @@ cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexce
     block.special_pixels = <uint32_t*> (memory + program.special_at)
     block.split = <SplitScratch*> (memory + program.split_at)
     block.y = NULL
+    if program.head.code != HEAD_NONE:
+        any_counts = count_pixels(program, &block, <uint32_t*> (memory + program.counts_at))
     for i in range(program.count):
         step = &program.steps[i]
         block.x = step.x if step.x_parts else block.y
@@ -234,10 +237,10 @@ cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexce
             block.y = &written[i & 1]
         end_part = first_part + 1
         if schedule.out_parts == 1:
-            end_part = step.groups * step.plan.out_blocks if step.outs else 0
+            end_part = step.groups * step.plan.out_blocks if step.outs and any_counts else 0
         for part in range(first_part, end_part):
             run_step(step, &block, part)
     if program.head.code == HEAD_RESIZED:
-        run_resized_head(program, &block, memory)
+        run_resized_head(program, &block, any_counts, memory)
     elif program.head.code != HEAD_NONE:
-        run_head(program, &block, memory)
+        run_head(program, &block, any_counts, memory)

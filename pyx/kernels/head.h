@@ -60,6 +60,38 @@ static void softmax(const head_t *h) {
     }
 }
 
+static void discount_nan(const head_t *h) {
+    for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
+        ivec counts;
+        memcpy(&counts, h->counts + pixel, sizeof counts);
+        for (ptrdiff_t class = 0; class < h->classes; class ++) {
+            const vec v = load(h->logits + class * h->pitch + pixel);
+            counts &= v == v;
+        }
+        memcpy(h->counts + pixel, &counts, sizeof counts);
+    }
+}
+
+static void fill_uncounted(const head_t *h) {
+    const ptrdiff_t rows = h->labels ? h->k : h->classes;
+    float *values = h->labels ? h->values : h->logits;
+    for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
+        ivec counts;
+        memcpy(&counts, h->counts + pixel, sizeof counts);
+        for (ptrdiff_t row = 0; row < rows; row++) {
+            const ptrdiff_t at = row * h->pitch + pixel;
+            if (values) store(values + at, pick(counts, load(values + at), splat(h->fill)));
+            if (h->labels) {
+                const ivec zero = {0};
+                ivec label;
+                memcpy(&label, h->labels + at, sizeof label);
+                label = choose(counts, label, zero + h->fill_label);
+                memcpy(h->labels + at, &label, sizeof label);
+            }
+        }
+    }
+}
+
 /* The best class of every pixel of a line that is interpolated from two lines of logits. Each class in turn is
    interpolated down the columns, then along the line. */
 static void best_resized(const resize_t *r) {
@@ -79,6 +111,8 @@ static void best_resized(const resize_t *r) {
             const ivec better = class == 0 ? ~zero : rank > most;
             most = choose(better, rank, most);
             label = choose(better, zero + (int32_t)class, label);
+            /* Only NaN has the largest rank. */
+            if (r->fills && class == r->classes - 1) label = choose(most == INT32_MAX, zero + r->fill_label, label);
             memcpy(r->ranks + x, &most, sizeof most);
             memcpy(r->labels + x, &label, sizeof label);
         }

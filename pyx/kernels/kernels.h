@@ -114,6 +114,9 @@ typedef struct {
     ptrdiff_t k;                      /* best classes wanted */
     int32_t *labels;
     float *values;
+    uint32_t *counts; /* per pixel: 0 if the pixel does not count, else all ones */
+    int32_t fill_label;
+    float fill;
 } head_t;
 
 /* One line of labels of bilinearly resized logits, from the two lines of logits around it; see head.h. */
@@ -126,6 +129,8 @@ typedef struct {
     const float *across;
     float *line;             /* scratch for one line of logits */
     int32_t *ranks, *labels; /* scratch and result */
+    int fills;               /* labels of pixels with an interpolated NaN are fill_label */
+    int32_t fill_label;
 } resize_t;
 
 /* The micro-kernels of one instruction set for one precision, and how their panels are laid out. */
@@ -154,6 +159,8 @@ typedef struct {
     void (*best)(const head_t *);
     void (*softmax)(const head_t *);
     void (*best_resized)(const resize_t *);
+    void (*discount_nan)(const head_t *);   /* pixels with a NaN logit do not count */
+    void (*fill_uncounted)(const head_t *); /* in labels and values if there are labels, else in logits */
     /* dst[i * d_row + j * d_lane] = src[i * s_row + j * s_lane] for i < rows, j < lanes; steps in bytes */
     void (*copy)(char *dst, ptrdiff_t d_row, ptrdiff_t d_lane, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
                  ptrdiff_t rows, ptrdiff_t lanes);
