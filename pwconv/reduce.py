@@ -176,7 +176,7 @@ class ChannelReducer:
         self.components_ = components * np.sign(components[np.arange(kept), largest])[:, np.newaxis]
         self.mean_ = moments.mean
         self.explained_variance_ = variances[:kept]
-        self.explained_variance_ratio_ = variances[:kept] / variances.sum()
+        self.explained_variance_ratio_ = variances[:kept] / (variances.sum() or 1)  # 0 for a flat image
         self.n_samples_seen_, self.n_features_in_, self.n_components_ = moments.pixels, channels, kept
         return self
 

@@ -280,7 +280,8 @@ def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mas
     variances = values**2 / (samples.shape[1] - 1)
     signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
     components = (signs[:, np.newaxis] * rows)[:n_components]
-    return Components(components, mean, variances[:n_components], (variances / variances.sum())[:n_components])
+    ratios = variances / (variances.sum() or 1)  # 0 for a flat image
+    return Components(components, mean, variances[:n_components], ratios[:n_components])
 
 
 class Plan(NamedTuple):
