@@ -13,10 +13,18 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
+
+# Without build isolation nobody reads build-system.requires, and an older setuptools fails on pyproject.toml's license.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"building pwconv needs setuptools 77 or newer, but {setuptools.__version__} is installed: "
+        "python -m pip install --upgrade setuptools"
+    )
 
 COMMON_FLAGS = ["-Ipyx", "-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 if os.environ.get("PWCONV_EMULATE_AMX") == "1":

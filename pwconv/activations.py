@@ -1,4 +1,4 @@
-"""Activation functions in NumPy, and their derivatives."""
+"""Activation functions in NumPy: their definitions for `pwconv.reference`, and their derivatives for gradients."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pwconv.arguments import Activation, ActivationLike, Float32Array
 
 
 def activate(activation: Activation, v: NDArray[Any]) -> NDArray[Any]:
-    """Apply an activation; at infinities it takes its limits, and NaN stays NaN."""
+    """Apply an activation. At infinities the value is the limit; NaN stays NaN."""
     if activation == arguments.NO_ACTIVATION:
         return v
     return _FUNCTIONS[activation.code](v, activation.low, activation.high)
@@ -23,7 +23,7 @@ def _clip(v: NDArray[Any], low: float, high: float) -> NDArray[Any]:
 
 
 def _sigmoid(v: NDArray[Any]) -> NDArray[Any]:
-    decay = np.exp(-np.abs(v))  # never overflows
+    decay = np.exp(-np.abs(v))  # at most 1, so it never overflows
     return np.where(v < 0, decay, 1) / (1 + decay)
 
 
@@ -32,17 +32,17 @@ def _hardsigmoid(v: NDArray[Any]) -> NDArray[Any]:
 
 
 def _gated(v: NDArray[Any], gate: NDArray[Any]) -> NDArray[Any]:
-    """Return v * gate, where a gate closes faster than v goes to -inf."""
+    """Return v * gate, and 0 at -inf, where the gate is 0 and falls faster than |v| grows."""
     return np.where(v == -np.inf, 0, v * gate)
 
 
 def _gelu_gate(v: NDArray[Any]) -> NDArray[Any]:
-    """The normal distribution function; erfc keeps its tail exact where 1 + erf would cancel."""
+    """Return the normal distribution function of v; erfc keeps the tail exact where 1 + erf would cancel."""
     return np.vectorize(math.erfc, otypes=[v.dtype])(v * -math.sqrt(0.5)) / 2
 
 
 def _gelu_tanh_gate(v: NDArray[Any]) -> NDArray[Any]:
-    """(1 + tanh(u)) / 2 = sigmoid(2 u), which does not cancel in the tail."""
+    """Return (1 + tanh(u)) / 2 as sigmoid(2 u), which does not cancel in the tail."""
     return _sigmoid(math.sqrt(8 / math.pi) * (v + 0.044715 * v**3))
 
 
@@ -61,8 +61,10 @@ _FUNCTIONS: dict[int, Callable[[NDArray[Any], float, float], NDArray[Any]]] = {
 
 # Derivatives ----------------------------------------------------------------------------------------------------------
 
-_FAR = 128.0  # from here on smooth activations are their limits in float32, and no product meets an infinity
-_SMALL = 1e-30
+# Smooth activations are evaluated between -_FAR and _FAR only. Beyond, their derivatives equal the limits in float32;
+# and infinities, whose products with 0 would be NaN, are left out.
+_FAR = 128.0
+_SMALL = 1e-30  # below this magnitude gelu(v) / v is taken as 1/2
 _CUBE, _SCALE = 0.044715, math.sqrt(8 / math.pi)  # of gelu_tanh(v) = v sigmoid(_SCALE (v + _CUBE v^3))
 
 
@@ -70,12 +72,15 @@ _CUBE, _SCALE = 0.044715, math.sqrt(8 / math.pi)  # of gelu_tanh(v) = v sigmoid(
 def derivative(
     activation: Activation, v: Float32Array, apply: Callable[[ActivationLike, NDArray[Any]], NDArray[Any]]
 ) -> Float32Array:
-    """Return the derivative of an activation: of one side at a bend, its limits at infinities, NaN at NaN."""
+    """Return the derivative of an activation at v; `apply` evaluates activations.
+
+    At a kink the derivative is that of one side, at infinities it is the limit, at NaN it is NaN.
+    """
     near = np.clip(v, -_FAR, _FAR)
-    # 1 - sigmoid(v), which would cancel, is sigmoid(-v).
+    # 1 - sigmoid(v) would cancel, so it is computed as sigmoid(-v).
     match activation.code:
         case arguments.CLIP:
-            # An infinite bound clips nothing.
+            # An infinite bound clips nothing, not even the infinity that equals it.
             low, high = activation.low, activation.high
             slope = ((v > low) | (low == -math.inf)) & ((v < high) | (high == math.inf))
         case arguments.LEAKY_RELU:
@@ -87,7 +92,7 @@ def derivative(
         case arguments.SILU:
             slope = apply("sigmoid", near) * (1 + near * apply("sigmoid", -near))
         case arguments.GELU:
-            # gelu(v) = v P(v), with the normal distribution's function P; its density is P's derivative.
+            # gelu(v) = v P(v) with the normal distribution function P, whose derivative is the normal density.
             normal = np.full_like(near, 0.5)
             np.divide(apply("gelu", near), near, out=normal, where=np.abs(near) > _SMALL)
             slope = normal + near * np.exp(near * near * -0.5) * (1 / math.sqrt(2 * math.pi))

@@ -1,4 +1,4 @@
-"""Layers of other libraries, read by their attributes: nothing is imported."""
+"""Layers of torch and Keras as constructor arguments. Only attributes are read; neither library is imported."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,41 +19,41 @@ _KERAS_ACTIVATIONS = {
 
 
 def from_torch(module: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that make a `pwconv.PointwiseConv` of a torch module; `options` come before its own."""
+    """Return the arguments of the `pwconv.PointwiseConv` that equals a torch module; `options` override its own."""
     is_conv, is_linear = hasattr(module, "kernel_size"), hasattr(module, "in_features")
     if not (is_conv or is_linear) or not hasattr(module, "weight"):
         raise TypeError(f"module must be a Conv1d, Conv2d, Conv3d or Linear, got {type(module).__name__}")
-    told = _weights(module.weight, module.bias)
+    kwargs = _weights(module.weight, module.bias)
     if is_linear:
-        return told | {"layout": "channels_last"} | options
+        return kwargs | {"layout": "channels_last"} | options
     if getattr(module, "transposed", False):
         raise ValueError(f"module must not be a transposed convolution, got {type(module).__name__}")
-    _check_kernel("module", told["weight"].shape[2:])
+    _check_kernel("module", kwargs["weight"].shape[2:])
     padding = module.padding
-    if not isinstance(padding, str) and any(padding):  # "same" and "valid" add nothing to a kernel of one pixel
+    if not isinstance(padding, str) and any(padding):  # "same" and "valid" pad nothing for a kernel of one pixel
         raise ValueError(f"module must not pad a kernel of one pixel, got padding={padding}")
-    spatial = _SPATIAL[told["weight"].ndim - 2]
-    told |= {"layout": f"NC{spatial}", "groups": module.groups}
-    return told | {"stride": _stride(module.stride, spatial, options)} | options
+    spatial = _SPATIAL[kwargs["weight"].ndim - 2]
+    kwargs |= {"layout": f"NC{spatial}", "groups": module.groups}
+    return kwargs | {"stride": _stride(module.stride, spatial, options)} | options
 
 
 def from_keras(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that make a `pwconv.PointwiseConv` of a Keras layer; `options` come before its own."""
+    """Return the arguments of the `pwconv.PointwiseConv` that equals a Keras layer; `options` override its own."""
     is_conv, is_dense = hasattr(layer, "kernel_size"), hasattr(layer, "units")
     if not (is_conv or is_dense) or not hasattr(layer, "kernel"):
         raise TypeError(f"layer must be a built Conv1D, Conv2D, Conv3D or Dense, got {type(layer).__name__}")
-    told = _weights(layer.kernel, layer.bias) | {"weight_layout": "IO"}
+    kwargs = _weights(layer.kernel, layer.bias) | {"weight_layout": "IO"}
     if "activation" not in options:
-        told["activation"] = _keras_activation(layer.activation)
+        kwargs["activation"] = _keras_activation(layer.activation)
     if is_dense:
-        return told | {"layout": "channels_last"} | options
+        return kwargs | {"layout": "channels_last"} | options
     if hasattr(layer, "output_padding") or hasattr(layer, "depth_multiplier"):
         raise ValueError(f"layer must not be a transposed or depthwise convolution, got {type(layer).__name__}")
-    _check_kernel("layer", told["weight"].shape[:-2])
-    spatial = _SPATIAL[told["weight"].ndim - 2]
+    _check_kernel("layer", kwargs["weight"].shape[:-2])
+    spatial = _SPATIAL[kwargs["weight"].ndim - 2]
     layout = f"NC{spatial}" if layer.data_format == "channels_first" else f"N{spatial}C"
-    told |= {"layout": layout, "groups": layer.groups}
-    return told | {"stride": _stride(layer.strides, spatial, options)} | options
+    kwargs |= {"layout": layout, "groups": layer.groups}
+    return kwargs | {"stride": _stride(layer.strides, spatial, options)} | options
 
 
 def _weights(weight: Any, bias: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _check_kernel(name: str, kernel: tuple[int, ...]) -> None:
 
 
 def _stride(steps: int | Sequence[int], spatial: str, options: dict[str, Any]) -> int | tuple[int, ...]:
-    """Return the strides of the axes `spatial` in the order in which the layout that is wanted names them."""
+    """Return the strides of the axes `spatial`, in the order of `options["layout"]` if it names these axes."""
     if isinstance(steps, int):
         return steps
     if len(set(steps)) == 1:

@@ -1,4 +1,4 @@
-"""Boxes: parts of an array that are cut by its shape alone."""
+"""Boxes: rectangular parts of an array, cut by its shape alone, so that sums over them do not depend on threads."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def boxes_of(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into boxes of at most `limit` elements, as long as possible on the last axes."""
+    """Cut an array into boxes of at most `limit` elements; the last axes are left whole as far as possible."""
     if not math.prod(shape):
         return
     axis, whole = len(shape), 1
@@ -19,8 +19,8 @@ def boxes_of(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
         yield rest
         return
     length = shape[axis - 1]
-    pieces = -(-length // (limit // whole))
+    count = -(-length // (limit // whole))
     for outer in np.ndindex(shape[: axis - 1]):
-        for i in range(pieces):
-            cut = slice(length * i // pieces, length * (i + 1) // pieces)
-            yield (*(slice(place, place + 1) for place in outer), cut, *rest)
+        for i in range(count):
+            cut = slice(length * i // count, length * (i + 1) // count)
+            yield (*(slice(index, index + 1) for index in outer), cut, *rest)

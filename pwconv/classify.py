@@ -1,4 +1,4 @@
-"""A linear classifier for every pixel, as one pointwise convolution whose logits are used up in cache."""
+"""A linear classifier for every pixel: a pointwise convolution whose logits are reduced to labels in cache."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -16,31 +16,31 @@ LINKS = ("softmax", "one_vs_rest", "modified_huber", None)
 class PixelClassifier(Immutable):
     """A linear classifier that is applied to each pixel of a map.
 
-    The logits of pixel p are `sum_i weight[class, i] * x[i, p] + bias[class]`. Labels and probabilities are found while
-    a block of logits is in cache, so that the whole map of logits never exists. A weight with a single row is a binary
-    classifier as in scikit-learn: its logit speaks for class 1, and class 0 has the logit 0.
+    The logits of pixel p are `sum_i weight[class, i] * x[i, p] + bias[class]`. Labels and probabilities are computed
+    while a block of logits is in cache, so the complete map of logits never exists. A weight with a single row makes a
+    binary classifier as in scikit-learn: the row gives the logit of class 1, and the logit of class 0 is 0.
 
-    Labels are the lowest of the classes with the largest logit, where NaN is larger than any number, as in
-    `numpy.argmax`. A classifier is immutable, safe to call from many threads, and picklable. All methods take an `x` as
-    `pwconv.pointwise_conv` does, and raise what it raises.
+    The label of a pixel is the class with the largest logit; the lowest such class if there are several. NaN counts as
+    the largest value, as in `numpy.argmax`. A classifier is immutable, picklable, and safe to call from many threads.
+    The argument `x` of all methods, and the errors that they raise, are those of `pwconv.pointwise_conv`.
 
     Parameters
     ----------
     weight : float32, shape (classes, C_in), with any trailing axes of length 1; or (1, C_in) for two classes.
     bias : float32, shape (classes,) or (1,).
     layout : as in `pwconv.pointwise_conv`.
-    classes : one name for each class, of any type; None names them by their index.
+    classes : a name for each class, of any type; None means that classes are named by their index.
     precision, backend : as in `pwconv.pointwise_conv`.
-    link : how `predict_proba` makes probabilities of logits. "softmax", which is the logistic function for two classes;
+    link : how `predict_proba` computes probabilities from logits. "softmax" (for two classes the logistic function);
         "one_vs_rest", logistic functions divided by their sum; "modified_huber", clip(v / 2 + 1/2, 0, 1) divided by its
-        sum (both have equal shares if the sum is 0); or None for a classifier without probabilities.
+        sum; or None for a classifier without probabilities. Where a sum is 0, all classes are equally probable.
 
     Attributes
     ----------
-    classes, link : as they were given, `classes` as a read-only array.
-    layer : the `PointwiseConv` of the logits.
-    head : the same with a row for each class, also where `layer` has only one.
-    scores : None for "softmax", else the `PointwiseConv` of the probabilities before they are divided by their sum.
+    classes, link : the arguments; `classes` is a read-only array.
+    layer : the `PointwiseConv` that computes the logits.
+    head : the same with a row for each class, also for a binary classifier, whose `layer` has only one.
+    scores : the `PointwiseConv` that computes probabilities before they are divided by their sum; None for "softmax".
 
     Examples
     --------
@@ -95,11 +95,11 @@ class PixelClassifier(Immutable):
     def from_linear(cls, weight: Any, bias: Any = None, **kw: Any) -> Self:
         """Turn a fully connected layer into a classifier for every pixel.
 
-        The weights, of shape (classes, C_in), may be float64, or on an autograd graph: they are rounded to float32.
-        `**kw` are the constructor's.
+        The weights, of shape (classes, C_in), may be float64 or part of an autograd graph; they are rounded to float32.
+        `**kw` are arguments of the constructor.
 
-        Raises ValueError for a layer that looks at more than a pixel: a fully connected layer behind a map of 7 x 7
-        pixels (VGG's fc6) is a convolution with a 7 x 7 kernel.
+        Raises ValueError for weights that cover more than one pixel: a fully connected layer that reads a map of 7 x 7
+        pixels (fc6 of VGG) is a convolution with a 7 x 7 kernel.
         """
         matrix = arguments.foreign_array(weight, "weight")
         if matrix.ndim > 2 and any(length != 1 for length in matrix.shape[2:]):
@@ -112,18 +112,18 @@ class PixelClassifier(Immutable):
 
     @classmethod
     def from_sklearn(cls, estimator: Any, **kw: Any) -> Self:
-        """Turn a fitted linear classifier of scikit-learn, or anything with its attributes, into one for every pixel.
+        """Turn a fitted linear classifier of scikit-learn into a classifier for every pixel.
 
-        It gives the labels and probabilities of `estimator` (LogisticRegression, LinearSVC, SGDClassifier,
-        RidgeClassifier, LinearDiscriminantAnalysis and the like), whose `coef_`, `intercept_` and `classes_` are read
-        and rounded to float32. `**kw` are the constructor's.
+        Labels and probabilities are those of `estimator`: a LogisticRegression, LinearSVC, SGDClassifier,
+        RidgeClassifier, LinearDiscriminantAnalysis, or any object with their attributes. `coef_`, `intercept_` and
+        `classes_` are read, and rounded to float32. `**kw` are arguments of the constructor.
 
-        Raises TypeError if an attribute is missing, ValueError if it does not hold one linear function per class.
+        Raises TypeError if an attribute is missing, ValueError if the estimator has no linear function per class.
         """
         for name in ("coef_", "intercept_", "classes_"):
             if not hasattr(estimator, name):
                 raise TypeError(f"estimator must be linear and fitted, got {type(estimator).__name__} without {name}")
-        # Two classes have one row, in RidgeClassifier even without an axis for it.
+        # Two classes have one row; RidgeClassifier stores it as a vector.
         coef = np.atleast_2d(arguments.foreign_array(estimator.coef_, "coef_"))
         names = np.asarray(estimator.classes_)
         rows = 1 if len(names) == 2 else len(names)
@@ -137,24 +137,24 @@ class PixelClassifier(Immutable):
 
     @property
     def backend(self) -> str:
-        """What computes: "native" or "numpy"."""
+        """The backend: "native" or "numpy"."""
         return self.head.spec.backend
 
     def decision_function(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
-        """Return the logits, like a layer: one channel per class, or a single one for two classes."""
+        """Return the logits as a layer does: one channel per class, or a single channel for a binary classifier."""
         return self.layer(x, out=out, num_threads=num_threads)
 
     def predict(
         self, x: Any, *, size: Sequence[int] | None = None, out: Any = None, num_threads: int | None = None
     ) -> NDArray[Any]:
-        """Return the label of each pixel, without a channel axis: int32 indices, or names of classes.
+        """Return the label of each pixel, without a channel axis: int32 indices, or class names.
 
         Parameters
         ----------
         size : height and width (the two spatial axes of `layout`, in its order). The labels are those of logits that
-            are resized to it bilinearly, with half-pixel centres, as torch's `interpolate(mode="bilinear",
+            are resized bilinearly to this size, with half-pixel centres, as torch's `interpolate(mode="bilinear",
             align_corners=False)` does.
-        out : integers of any size that holds all indices; receives indices and is returned.
+        out : array of any integer dtype that can hold all indices; receives indices and is returned.
         """
         if self.backend == "numpy":
             return reference.predict(self, x, size=size, out=out, num_threads=num_threads)
@@ -172,9 +172,10 @@ class PixelClassifier(Immutable):
     def top_k(
         self, x: Any, k: int, *, out: Sequence[Any] | None = None, num_threads: int | None = None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the labels of the k best classes of each pixel and their logits, best first along the channel axis.
+        """Return the k classes with the largest logits of each pixel, and these logits, largest first along the C axis.
 
-        `out` is None or a pair of arrays, which receive indices (integers that hold them all) and logits (float32).
+        `out` is None or a pair of arrays, which receive indices (any integer dtype that can hold them) and logits
+        (float32).
         """
         if self.backend == "numpy":
             return reference.top_k(self, x, k, out=out, num_threads=num_threads)
@@ -186,9 +187,9 @@ class PixelClassifier(Immutable):
         return (self.named(labels), logits) if out is None else (out[0], out[1])
 
     def predict_proba(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
-        """Return the probability of every class along the channel axis, for two classes as well.
+        """Return the probabilities: one channel per class, two for a binary classifier.
 
-        Raises AttributeError where `link` is None.
+        Raises AttributeError if `link` is None.
         """
         if self.backend == "numpy":
             return reference.predict_proba(self, x, out=out, num_threads=num_threads)
@@ -202,7 +203,7 @@ class PixelClassifier(Immutable):
         return probabilities if out is None else out
 
     def named(self, indices: NDArray[Any]) -> NDArray[Any]:
-        """Return the names of classes, or their indices where they have none."""
+        """Return class names in place of indices; the indices themselves if classes have no names."""
         return indices if self.classes is None else self.classes[indices]
 
     def __repr__(self) -> str:
@@ -236,12 +237,12 @@ def _restore(
 
 
 def _link_of(estimator: Any) -> str | None:
-    """Return how an estimator makes probabilities, told by its attributes."""
+    """Return the link of an estimator, which its attributes tell."""
     if not hasattr(estimator, "predict_proba"):
         return None
     loss = getattr(estimator, "loss", None)
     if loss == "modified_huber":
         return loss
-    # SGDClassifier; and LogisticRegression in versions that still had the choice
+    # SGDClassifier, and LogisticRegression in versions of scikit-learn that have multi_class
     one_vs_rest = loss == "log_loss" or getattr(estimator, "multi_class", None) == "ovr"
     return "one_vs_rest" if one_vs_rest else "softmax"

@@ -1,4 +1,4 @@
-"""What convolutions cost: counted, not measured."""
+"""The cost of convolutions: multiply-adds, parameters and bytes, counted and not measured."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from pwconv.scalars import positive_int
 
 @dataclass(frozen=True)
 class Cost:
-    """What a computation takes, or the ratio of two such costs.
+    """The cost of a computation, or the ratio of two costs.
 
-    Costs add up (`sum` too), and are subtracted from and divided by each other field by field, or divided by a number.
+    Costs are added (also by `sum`), subtracted and divided field by field. A cost can be divided by a number, too.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __radd__(self, other: int) -> "Cost":
-        return self if other == 0 else NotImplemented  # where sum() starts
+        return self if other == 0 else NotImplemented  # sum() starts with 0
 
     def __sub__(self, other: "Cost") -> "Cost":
         if not isinstance(other, Cost):
@@ -61,13 +61,13 @@ def conv_cost(
     ----------
     in_channels, out_channels, groups : as of a layer.
     kernel : length of the kernel along each spatial axis.
-    spatial : pixels along each spatial axis. Where a single number stands, it holds for all axes, and for two if there
-        are only single numbers.
+    spatial : pixels along each spatial axis. A single number holds for all axes; there are two axes if both `kernel`
+        and `spatial` are single numbers.
 
     Raises
     ------
-    TypeError for what is no integer, ValueError for one below 1, or if `kernel` and `spatial` differ in axes, or if
-    `groups` does not divide the channels.
+    TypeError for arguments that are no integers; ValueError for integers below 1, for `kernel` and `spatial` with
+    different numbers of axes, and for `groups` that do not divide the channels.
 
     Examples
     --------
@@ -83,13 +83,14 @@ def conv_cost(
 
 
 def count(in_channels: int, out_channels: int, pixels: int, *, taps: int = 1, groups: int = 1, biases: int = 0) -> Cost:
-    """Return the cost of a convolution with so many taps per kernel, and pixels in all images together."""
+    """Return the cost of a convolution with this many taps per kernel and pixels in all images together."""
     weights = in_channels // groups * out_channels * taps
     maps = pixels * (in_channels + out_channels)
     return Cost(pixels * weights, weights + biases, 4 * (maps + weights + biases))
 
 
 def _product(sizes: int | Sequence[int], axes: int, name: str) -> int:
+    """Multiply the sizes along all axes."""
     if not isinstance(sizes, list | tuple):
         return positive_int(sizes, name) ** axes
     if len(sizes) != axes:

@@ -14,12 +14,12 @@ from pwconv.several import PointwiseChain
 
 
 class Factorization(PointwiseChain):
-    """Two thin layers in place of one; see `pwconv.factorize`.
+    """Two layers with few channels in between, in place of one layer; see `pwconv.factorize`.
 
     Attributes
     ----------
-    rank : channels in between.
-    energy : the share of the weights' squared Frobenius norm that is kept.
+    rank : number of channels in between.
+    energy : the share of the weights' squared Frobenius norm that the factors keep.
     """
 
     __slots__ = ("energy",)
@@ -33,11 +33,11 @@ class Factorization(PointwiseChain):
 
     @property
     def rank(self) -> int:
-        """Channels between the two layers."""
+        """Number of channels between the two layers."""
         return self.layers[0].out_channels
 
     def saved(self, shape: Sequence[int]) -> Cost:
-        """Return by how much the chain costs less than a single layer does, for an `x` of this shape."""
+        """Return the cost of the single layer minus the cost of the chain, for an `x` of this shape."""
         first, last = self.layers
         weight = np.broadcast_to(np.float32(0), (last.out_channels, first.in_channels))
         whole = PointwiseConv(weight, last.bias, stride=first.stride, layout=first.layout)
@@ -54,7 +54,7 @@ class FactorizedKernel(NamedTuple):
     thin: Float32Array
 
     def saved(self, spatial: int | Sequence[int]) -> Cost:
-        """Return by how much both cost less than the whole kernel does, on so many pixels along the spatial axes."""
+        """Return the cost of the original kernel minus the cost of both, for this many pixels on each spatial axis."""
         outs, rank, *kernel = self.thin.shape
         spatial = (spatial,) * len(kernel) if isinstance(spatial, int) else spatial
         ins = self.reduce.in_channels
@@ -64,20 +64,23 @@ class FactorizedKernel(NamedTuple):
 
 
 def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | None = None) -> Factorization:
-    """Approximate a layer by a bottleneck: two layers with few channels in between, which are the closest there are.
+    """Approximate a layer by a bottleneck: two layers with few channels in between.
 
-    The weights' singular value decomposition is cut off (Eckart and Young, 1936). Two layers cost less than one if
-    `rank * (C_in + C_out) < C_in * C_out`; what they save, `saved(x.shape)` of the result tells.
+    The weights are the best approximation of this rank: the truncated singular value decomposition (Eckart and Young,
+    1936). Two layers cost less than one if `rank * (C_in + C_out) < C_in * C_out`; `saved(x.shape)` of the result
+    returns the difference.
 
     Parameters
     ----------
-    layer : without groups. Its stride, activations, bias and layouts go to the layer where they belong.
-    rank : channels in between; or
-    energy : the share of the sum of squared weights that is kept at least, up to 1, by as few channels as possible.
+    layer : a `PointwiseConv` without groups. The first layer of the result has its stride and input activation, the
+        second its bias, activation and out_layout.
+    rank : number of channels in between. Give either `rank` or `energy`.
+    energy : a share of the sum of squared weights, above 0 and at most 1. The rank is the smallest that keeps it.
 
     Raises
     ------
-    TypeError for wrong types; ValueError for groups, or unless one of `rank` and `energy` is given and possible.
+    TypeError for wrong types; ValueError for groups, for a rank or energy out of range, and unless exactly one of them
+    is given.
 
     Examples
     --------
@@ -89,7 +92,7 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
         raise TypeError(f"layer must be a PointwiseConv, got {type(layer).__name__}")
     if layer.groups != 1:
         raise ValueError(f"layer must have no groups, got groups={layer.groups}")
-    left, right, kept = _cut(layer.matrix, rank, energy)
+    left, right, kept = _truncated_svd(layer.matrix, rank, energy)
     common: dict[str, Any] = {"layout": layer.layout, "precision": layer.precision, "backend": layer.backend}
     reduce = PointwiseConv(right, stride=layer.stride, input_activation=layer.input_activation, **common)
     widen = PointwiseConv(left, layer.bias, out_layout=layer.out_layout, activation=layer.activation, **common)
@@ -99,22 +102,23 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
 def factorize_kernel(
     weight: Any, rank: int | None = None, energy: float | None = None, *, layout: str = "NCHW"
 ) -> FactorizedKernel:
-    """Approximate a k x k kernel by a 1x1 reduction of the channels and a thin k x k kernel, the closest there are.
+    """Approximate a k x k kernel by a 1x1 layer that reduces the channels, and a k x k kernel with fewer inputs.
 
-    Convolving `reduce(x)` with `thin` approximates the convolution of `x` with `weight` (Jaderberg, Vedaldi and
-    Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014, decompose more, this first).
-    It is exact for the full rank.
+    The convolution of `reduce(x)` with `thin` approximates the convolution of `x` with `weight`; for the full rank it
+    is exact. The factors are the best approximation of this rank (as in `pwconv.factorize`). Jaderberg, Vedaldi and
+    Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions" (2014), decompose the spatial axes
+    as well.
 
     Parameters
     ----------
-    weight : real numbers, shape (C_out, C_in, ...), any kernel.
+    weight : real numbers, shape (C_out, C_in, ...), with any kernel size.
     rank, energy : as for `pwconv.factorize`; the rank is at most min(C_in, C_out * size of the kernel).
-    layout : of the reducing layer.
+    layout : layout of the 1x1 layer.
 
     Returns
     -------
-    reduce, thin : a `PointwiseConv` to `rank` channels, and a float32 kernel of shape (C_out, rank, ...). What they
-        save, `saved(spatial)` of the pair tells.
+    reduce, thin : a `PointwiseConv` to `rank` channels, and a float32 kernel of shape (C_out, rank, ...). The result is
+        a `FactorizedKernel`, whose `saved(spatial)` returns the difference in cost.
 
     Examples
     --------
@@ -126,13 +130,13 @@ def factorize_kernel(
     if kernel.ndim < 2:
         raise ValueError(f"weight must have shape (C_out, C_in, ...), got {kernel.shape}")
     outs, ins, *size = kernel.shape
-    left, right, _ = _cut(np.moveaxis(kernel, 1, -1).reshape(-1, ins), rank, energy)
+    left, right, _ = _truncated_svd(np.moveaxis(kernel, 1, -1).reshape(-1, ins), rank, energy)
     thin = np.moveaxis(left.reshape(outs, *size, len(right)), -1, 1)
     return FactorizedKernel(PointwiseConv(right, layout=layout), np.ascontiguousarray(thin))
 
 
-def _cut(matrix: Float32Array, rank: Any, energy: Any) -> tuple[Float32Array, Float32Array, float]:
-    """Return two factors of a matrix, which share its singular values evenly, and the share of its energy in them."""
+def _truncated_svd(matrix: Float32Array, rank: Any, energy: Any) -> tuple[Float32Array, Float32Array, float]:
+    """Return two factors of a matrix, each scaled by the roots of the singular values, and the share of energy kept."""
     if (rank is None) == (energy is None):
         raise ValueError(f"give either rank or energy, got rank={rank}, energy={energy}")
     if matrix.size == 0:

@@ -22,7 +22,7 @@ else:
 
 
 class Immutable:
-    """What is set once, when it is made."""
+    """A base for objects whose attributes are set once, by `__new__`."""
 
     __slots__ = ()
 
@@ -43,8 +43,8 @@ class PointwiseConv(Immutable, Layer):
     Called as `layer(x, *, input_scale=None, input_shift=None, output_scale=None, residual=None, out=None,
     num_threads=None)`, it computes what `pwconv.pointwise_conv` defines, with the same bits, dtypes and errors.
 
-    A layer is immutable: it copies its weights, and its attributes can only be read. It may be called from many threads
-    at once, and pickled (the weights travel once, packing is redone).
+    A layer is immutable: it copies its weights, and its attributes are read-only. It may be called from many threads
+    at once. It can be pickled: a pickle holds the weights once, and unpickling packs them again.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ class PointwiseConv(Immutable, Layer):
     Attributes
     ----------
     in_channels, out_channels : int
-    weight, bias : read-only float32 arrays of the shapes that were given; `bias` may be None.
+    weight, bias : read-only float32 arrays with the shapes of the arguments; `bias` may be None.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
-        as they were given.
+        the arguments as given.
 
     Raises
     ------
@@ -123,8 +123,8 @@ class PointwiseConv(Immutable, Layer):
             "bias": None if layer.bias1d is None else layer.bias1d[:],
             "in_channels": matrix.shape[1] * spec.groups,
             "out_channels": len(matrix),
-            "input_activation": _plain(input_activation),
-            "activation": _plain(activation),
+            "input_activation": _in_python_types(input_activation),
+            "activation": _in_python_types(activation),
             "backend": str(backend),
         }
         layer._set(**attributes)
@@ -134,10 +134,11 @@ class PointwiseConv(Immutable, Layer):
     def from_torch(cls, module: Any, **kw: Any) -> Self:
         """Make a layer of a torch `Conv1d`, `Conv2d` or `Conv3d` with a kernel of one pixel, or of a `Linear`.
 
-        Weights are copied, and rounded to float32. A convolution is channels-first ("NCL", "NCHW", "NCDHW"), a `Linear`
-        "channels_last", unless `layout` says otherwise. `**kw` are the constructor's and come before the module's own.
+        Weights are copied and rounded to float32. The default layout of a convolution is channels-first ("NCL", "NCHW",
+        "NCDHW"), that of a `Linear` is "channels_last". `**kw` are arguments of the constructor and override those
+        that are read from the module.
 
-        Raises TypeError for another module, ValueError for a larger kernel, padding or a transposed convolution.
+        Raises TypeError for any other module, ValueError for a larger kernel, padding or a transposed convolution.
         """
         return cls(**adapters.from_torch(module, kw))
 
@@ -145,22 +146,24 @@ class PointwiseConv(Immutable, Layer):
     def from_keras(cls, layer: Any, **kw: Any) -> Self:
         """Make a layer of a Keras `Conv1D`, `Conv2D` or `Conv3D` with a kernel of one pixel, or of a `Dense`.
 
-        Weights are copied, and rounded to float32; the layer's activation is taken over. A convolution is as its
-        `data_format` says, a `Dense` "channels_last", unless `layout` says otherwise. `**kw` are the constructor's and
-        come before the layer's own.
+        Weights are copied and rounded to float32; the new layer has the activation of the Keras layer. The default
+        layout of a convolution is that of its `data_format`, that of a `Dense` is "channels_last". `**kw` are arguments
+        of the constructor and override those that are read from the layer.
 
-        Raises TypeError for another layer, ValueError for a larger kernel, a transposed or depthwise convolution, or an
-        activation that has no counterpart.
+        Raises TypeError for any other layer, ValueError for a larger kernel, a transposed or depthwise convolution, and
+        an activation without a counterpart here.
         """
         return cls(**adapters.from_keras(layer, kw))
 
     def fold_batchnorm(self, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5) -> Self:
-        """Return a layer with a batch norm, which follows this convolution and precedes its activation, folded in.
+        """Return a new layer with a batch norm folded into its weights and bias.
 
-        The norm is `gamma * (y - mean) / sqrt(var + eps) + beta` (Ioffe and Szegedy, "Batch Normalization", 2015).
-        Each vector is (C_out,) numbers; None as `gamma` or `beta` is 1 or 0. Weights are computed in float64.
+        The norm stands between this convolution and its activation. It is
+        `gamma * (y - mean) / sqrt(var + eps) + beta` (Ioffe and Szegedy, "Batch Normalization", 2015). Each vector has
+        shape (C_out,); None means 1 for `gamma` and 0 for `beta`. Weights are computed in float64 and rounded once.
 
-        Raises TypeError for what is no number, ValueError for wrong shapes, or if `var + eps` is not positive.
+        Raises TypeError for arguments that are no numbers, ValueError for wrong shapes or if `var + eps` is not
+        positive.
         """
         outs = self.out_channels
         scale = np.ones(outs) if gamma is None else arguments.norm_vector(gamma, "gamma", outs)
@@ -178,20 +181,20 @@ class PointwiseConv(Immutable, Layer):
     def backward(
         self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
     ) -> tuple[Float32Array | list[Float32Array] | None, Float32Array | None, Float32Array | None]:
-        """Compute the gradients of `y = layer(x)` from that of `y`, the layer's activations included.
+        """Compute the gradients of `y = layer(x)` from the gradient of `y`; the layer's activations are included.
 
-        The sum before the activation is computed again, and is as big as `y`.
+        If the layer has an activation, its argument is computed again into a temporary map as large as `y`.
 
         Parameters
         ----------
         grad_y : float32, the shape of `y`, any strides.
         x, num_threads : as in the call.
-        need : "x", "weight", "bias", or a tuple of some; the others are not computed.
+        need : "x", "weight", "bias", or a tuple of these names; other gradients are not computed.
 
         Returns
         -------
-        grad_x, grad_weight, grad_bias : as `pwconv.pointwise_conv_backward` returns them; grad_bias is None for a layer
-            without a bias. Where an activation bends, its derivative is that of one side (relu's at 0 is 0).
+        grad_x, grad_weight, grad_bias : as `pwconv.pointwise_conv_backward` returns them. grad_bias is None for a layer
+            without bias. At the kink of an activation, its derivative is that of one side (0 for relu at 0).
 
         Raises
         ------
@@ -207,7 +210,7 @@ class PointwiseConv(Immutable, Layer):
         return training.layer_backward(self, grad_y, x, need, num_threads)
 
     def cost(self, shape: Sequence[int]) -> Cost:
-        """Return what the layer costs for an `x` of this shape: pixels that a stride leaves out are not read."""
+        """Return the cost of a call for an `x` of this shape; pixels that the stride skips are not read."""
         return self._cost(arguments.check_shape(self.spec, self.matrix.shape, shape))
 
     def _cost(self, call: Call) -> Cost:
@@ -215,7 +218,7 @@ class PointwiseConv(Immutable, Layer):
         return count(self.in_channels, self.out_channels, pixel_count(call), groups=self.groups, biases=biases)
 
     def _options(self) -> dict[str, Any]:
-        """The constructor's arguments but for weight and bias."""
+        """Return the constructor's arguments except weight and bias."""
         return {name: getattr(self, name) for name in Spec._fields}
 
     def __repr__(self) -> str:
@@ -229,7 +232,7 @@ class PointwiseConv(Immutable, Layer):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        # Plain bytes: NumPy's own unpickling of a damaged dtype spoils that dtype for the whole process.
+        # Arrays are pickled as bytes: NumPy's unpickling of a damaged dtype alters that dtype for the whole process.
         export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
         weight = export(np.ascontiguousarray(self.weight))
         bias = None if self.bias is None else export(self.bias)
@@ -240,27 +243,28 @@ class PointwiseConv(Immutable, Layer):
 def _unpickle(
     cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, shape: tuple[int, ...], options: dict[str, Any]
 ) -> PointwiseConv:
+    """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
     if _checksum(weight, bias, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
     weight = np.frombuffer(weight, np.float32).reshape(shape)
     return cls(weight, None if bias is None else np.frombuffer(bias, np.float32), **options)
 
 
-def _checksum(weight: Any, bias: Any, *told: Any) -> int:
-    """Add up all that a pickle holds, since a damaged weight is as good a number as any other."""
-    checksum = zlib.crc32(repr(told).encode())
+def _checksum(weight: Any, bias: Any, *others: Any) -> int:
+    """Return the CRC-32 of the contents of a pickle. Without it, damaged weights would pass as other weights."""
+    checksum = zlib.crc32(repr(others).encode())
     for data in (weight, b"no bias" if bias is None else bias):
         checksum = zlib.crc32(data, checksum)
     return checksum
 
 
 def pixel_count(call: Call) -> int:
-    """Return how many pixels all images of a result have together."""
+    """Return the number of pixels of a result, in all images together."""
     return math.prod(size for letter, size in zip(call.out_layout, call.out_shape, strict=True) if letter != "C")
 
 
-def _plain(activation: ActivationLike) -> ActivationLike:
-    """Return an activation as it was given, but in Python's own types, which print and pickle plainly."""
+def _in_python_types(activation: ActivationLike) -> ActivationLike:
+    """Return an activation in plain Python types, which print and pickle without NumPy's."""
     if isinstance(activation, tuple):
         function, *parameters = activation
         return (str(function), *map(float, parameters))

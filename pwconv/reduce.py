@@ -17,55 +17,56 @@ from pwconv.functional import pointwise_conv
 from pwconv.layers import PointwiseConv
 from pwconv.scalars import integer
 
-_SAMPLE = 512  # pixels that make the provisional mean
-_BLOCK = 1 << 20  # numbers whose products are summed in float32
-_BLOCK_PIXELS = 4096  # at most, for exactness
-_STRIP = 80  # channels whose products are found at a time
-_SHARES = 16  # parts of a map that threads take in turn, the same whatever the threads, so that sums are the same
+_SAMPLE_PIXELS = 512  # pixels whose mean is the provisional mean
+# Products are summed in float32 within a block, and in float64 over the blocks.
+_BLOCK_ELEMENTS = 1 << 20
+_MAX_BLOCK_PIXELS = 4096  # more pixels would add to the rounding error
+_STRIP_CHANNELS = 80  # channels whose products with all others are computed at a time
+_TASKS = 16  # tasks that threads take in turn; the number is fixed, so that sums do not depend on the threads
 
 
 class NotFittedError(ValueError, AttributeError):
-    """A reducer was used before it was fitted (where scikit-learn is loaded, its own class of this name is raised)."""
+    """A reducer was used before it was fitted. If scikit-learn is loaded, its class of this name is raised instead."""
 
 
 class Moments(NamedTuple):
-    """A number of pixels, their mean, and the sum of outer products of their deviations from it."""
+    """The number of some pixels, their mean, and the sum of the outer products of their deviations from the mean."""
 
     pixels: int
     mean: NDArray[np.float64]
     scatter: NDArray[np.float64]
 
     def merged(self, other: "Moments") -> "Moments":
-        """Return the moments of both sets of pixels (Chan, Golub and LeVeque, "Updating formulae", 1979)."""
+        """Return the moments of both sets of pixels together (Chan, Golub and LeVeque, "Updating formulae", 1979)."""
         pixels = self.pixels + other.pixels
         share = other.pixels / max(1, pixels)
-        apart = other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.pixels * share)
-        return Moments(pixels, self.mean + apart * share, scatter)
+        difference = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(difference, difference) * (self.pixels * share)
+        return Moments(pixels, self.mean + difference * share, scatter)
 
 
 class ChannelReducer:
     """Principal component analysis of channels: each pixel of a map is a sample, each channel a feature.
 
-    Maps are read where they lie, in any layout. Covariances are exact up to rounding that does not grow with the map:
-    products of deviations from a provisional mean are summed in float32 within at most 4,096 pixels and in float64
-    beyond, and eigenvectors are found in float64. Results do not depend on the number of threads. Attributes and signs
-    are those of `sklearn.decomposition.PCA`, and this is an estimator as scikit-learn wants it, which is not needed.
+    Maps in any layout are read in place. The rounding error of covariances does not grow with the map: products of
+    deviations from a provisional mean are summed in float32 over at most 4,096 pixels and in float64 beyond.
+    Eigenvectors are computed in float64. Results do not depend on the number of threads. Attributes and signs are those
+    of `sklearn.decomposition.PCA`. A reducer is an estimator in the sense of scikit-learn, but does not import it.
 
     Parameters
     ----------
-    n_components : how many channels to keep.
+    n_components : number of components, which are the channels of the result.
     layout : as in `pwconv.pointwise_conv`.
     whiten : whether `transform` scales its channels to unit variance.
 
     Attributes
     ----------
-    components_ : float64, shape (n_components, C); the directions of largest variance, in which the entry of the
-        largest magnitude is positive.
+    components_ : float64, shape (n_components, C); the directions of largest variance. The entry with the largest
+        magnitude of each is positive.
     mean_ : float64, shape (C,).
-    explained_variance_, explained_variance_ratio_ : float64, shape (n_components,); with n - 1 degrees of freedom, and
-        as a share of the variance of all channels.
-    n_samples_seen_, n_features_in_, n_components_ : pixels, channels, components.
+    explained_variance_ : float64, shape (n_components,); variances with n - 1 degrees of freedom.
+    explained_variance_ratio_ : the same as a share of the variance of all channels; 0 if all channels are constant.
+    n_samples_seen_, n_features_in_, n_components_ : numbers of pixels, channels and components.
 
     Examples
     --------
@@ -88,23 +89,23 @@ class ChannelReducer:
         self.whiten = whiten
 
     def fit(self, x: Any, y: None = None, *, mask: Any = None, num_threads: int | None = None) -> Self:
-        """Find the components of the pixels of `x`; what was known before is forgotten.
+        """Compute the components of the pixels of `x`. Pixels of former calls do not count.
 
         Parameters
         ----------
         x : as for a layer; a list of maps is joined along C.
         y : ignored.
-        mask : bool, the shape of `x` without C, or what broadcasts to it; True where a pixel counts.
+        mask : bool, with the shape of `x` without C or one that broadcasts to it; True where a pixel counts.
 
         Raises
         ------
-        TypeError and ValueError as a layer does, and ValueError for NaN or infinity in pixels that count, or for fewer
+        TypeError and ValueError as a layer does; ValueError for NaN or infinity in pixels that count, and for fewer
         channels or pixels than components.
         """
         return self._learn(_moments(self.layout, x, mask, num_threads))
 
     def partial_fit(self, x: Any, y: None = None, *, mask: Any = None, num_threads: int | None = None) -> Self:
-        """Like `fit`, but of these pixels and all that were seen before."""
+        """Compute the components of these pixels and of those of all calls since `fit`. Arguments are as for `fit`."""
         moments = _moments(self.layout, x, mask, num_threads)
         if self.__sklearn_is_fitted__():
             if len(moments.mean) != self.n_features_in_:
@@ -115,7 +116,8 @@ class ChannelReducer:
     def transform(self, x: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
         """Return the components of each pixel, in the layout of `x`; `out` and `num_threads` are as for a layer."""
         matrix = self._projection()
-        # What float32 holds of the mean is subtracted first: the difference of two large sums would lose digits.
+        # The mean, rounded to float32, is subtracted from x; the bias holds the rest. With the whole mean in the bias,
+        # the result would be the difference of two large sums, which loses digits.
         shift = self.mean_.astype(np.float32)
         layer = self._layer(matrix, matrix @ (shift - self.mean_))
         return layer(x, input_shift=-shift, out=out, num_threads=num_threads)
@@ -127,12 +129,12 @@ class ChannelReducer:
         return self.fit(x, mask=mask, num_threads=num_threads).transform(x, out, num_threads=num_threads)
 
     def inverse_transform(self, z: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
-        """Return the pixels that have the components `z`, in the layout of `z`."""
+        """Return the pixels whose components are `z`, in the layout of `z`."""
         scale = self._scale()
         return self._layer(self.components_.T * scale, self.mean_)(z, out=out, num_threads=num_threads)
 
     def as_layer(self) -> PointwiseConv:
-        """Return `transform` as a layer, with the mean in its bias; last digits may differ."""
+        """Return `transform` as a layer whose bias includes the mean; its rounding errors are larger."""
         matrix = self._projection()
         return self._layer(matrix, -matrix @ self.mean_)
 
@@ -141,7 +143,7 @@ class ChannelReducer:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
-        """Set arguments of the constructor. Raises ValueError for any other name."""
+        """Set arguments of the constructor by name. Raises ValueError for any other name."""
         for name in params:
             if name not in self.get_params():
                 raise ValueError(f"{type(self).__name__} has the parameters {', '.join(self.get_params())}, not {name}")
@@ -156,7 +158,7 @@ class ChannelReducer:
         return hasattr(self, "components_")
 
     def __sklearn_tags__(self) -> Any:
-        utils = importlib.import_module("sklearn.utils")  # which is what asks
+        utils = importlib.import_module("sklearn.utils")  # only scikit-learn itself asks for tags
         return utils.Tags(
             estimator_type="transformer",
             target_tags=utils.TargetTags(required=False),
@@ -176,12 +178,12 @@ class ChannelReducer:
         self.components_ = components * np.sign(components[np.arange(kept), largest])[:, np.newaxis]
         self.mean_ = moments.mean
         self.explained_variance_ = variances[:kept]
-        self.explained_variance_ratio_ = variances[:kept] / variances.sum()
+        self.explained_variance_ratio_ = variances[:kept] / (variances.sum() or 1)  # 0 for a flat image
         self.n_samples_seen_, self.n_features_in_, self.n_components_ = moments.pixels, channels, kept
         return self
 
     def _scale(self) -> NDArray[np.float64]:
-        """Return by what components are divided when whitened, else ones."""
+        """Return the divisors of the components: standard deviations if `whiten`, else ones."""
         if not self.__sklearn_is_fitted__():
             loaded = sys.modules.get("sklearn.exceptions")
             error = NotFittedError if loaded is None else loaded.NotFittedError
@@ -191,6 +193,7 @@ class ChannelReducer:
         return np.maximum(np.sqrt(self.explained_variance_), np.finfo(np.float64).eps)
 
     def _projection(self) -> NDArray[np.float64]:
+        """Return the matrix of `transform`."""
         scale = self._scale()
         return self.components_ / scale[:, np.newaxis]
 
@@ -199,22 +202,22 @@ class ChannelReducer:
 
 
 def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments:
-    """Return the moments of the pixels of a map that count."""
+    """Return the moments of those pixels of a map that count."""
     parts, counted, allowed = arguments.check_pixels(layout, x, mask, num_threads)
     shift = _provisional_mean(parts, counted)
     channels = len(shift)
-    boxes = list(boxes_of(parts[0].shape[1:], min(_BLOCK_PIXELS, max(1, _BLOCK // (channels + 1)))))
-    shares = [share for i in range(_SHARES) if (share := boxes[i::_SHARES])]
-    threads = min(len(shares), allowed or runtime.get_num_threads())
+    boxes = list(boxes_of(parts[0].shape[1:], min(_MAX_BLOCK_PIXELS, max(1, _BLOCK_ELEMENTS // (channels + 1)))))
+    tasks = [task for i in range(_TASKS) if (task := boxes[i::_TASKS])]
+    threads = min(len(tasks), allowed or runtime.get_num_threads())
     summed = partial(_sum_of_products, parts, counted, shift)
     total = np.zeros((channels + 1, channels + 1))
     if threads > 1:
-        from concurrent.futures import ThreadPoolExecutor  # imports a good deal, and few need it
+        from concurrent.futures import ThreadPoolExecutor  # late, since it would slow down importing pwconv
 
         with ThreadPoolExecutor(threads) as pool:
-            total += sum(pool.map(summed, shares))
+            total += sum(pool.map(summed, tasks))
     else:
-        total += sum(map(summed, shares))
+        total += sum(map(summed, tasks))
     if not np.isfinite(total).all():
         raise ValueError("x must not have NaN or infinity (or overflow) in pixels that count: mask= says which do")
     pixels, sums = int(total[channels, channels]), total[:channels, channels]
@@ -223,15 +226,15 @@ def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments
     return Moments(pixels, shift + sums / max(1, pixels), scatter)
 
 
-@np.errstate(all="ignore")  # what is not finite is found in the end
+@np.errstate(all="ignore")  # _moments checks that sums are finite
 def _provisional_mean(parts: list[NDArray[Any]], counted: NDArray[np.bool_] | None) -> Float32Array:
-    """Return the mean of a few pixels from all over the map."""
+    """Return the mean of some evenly spaced pixels."""
     pixels = parts[0].shape[1:]
     places = range(math.prod(pixels)) if counted is None else np.flatnonzero(counted)
     if not len(places):
         return np.zeros(sum(map(len, parts)), np.float32)
-    few: tuple[Any, ...] = np.unravel_index(np.asarray(places[:: -(-len(places) // _SAMPLE)]), pixels)
-    return np.concatenate([part[:, *few].mean(axis=1, dtype=np.float64) for part in parts]).astype(np.float32)
+    sampled: tuple[Any, ...] = np.unravel_index(np.asarray(places[:: -(-len(places) // _SAMPLE_PIXELS)]), pixels)
+    return np.concatenate([part[:, *sampled].mean(axis=1, dtype=np.float64) for part in parts]).astype(np.float32)
 
 
 @np.errstate(all="ignore")
@@ -241,17 +244,17 @@ def _sum_of_products(
     shift: Float32Array,
     boxes: list[tuple[slice, ...]],
 ) -> NDArray[np.float64]:
-    """Sum the products of any two channels less `shift` over all pixels in boxes; what is below the diagonal is void.
+    """Return the sums of products of all pairs of channels, less `shift`, over all pixels in boxes.
 
-    One more channel, of ones, makes the products hold the channels' sums and the number of pixels as well. Products of
-    two channels over pixels are a pointwise convolution in which the pixels play the channels.
+    Only the upper triangle of the result is valid. An additional channel of ones adds the channels' sums and the number
+    of pixels to the products. Such sums are a pointwise convolution whose channels are the pixels.
     """
     channels = len(shift)
-    # In a block that lies fastest which does so in the map.
+    # The copy of a block has the axis order of the map.
     channels_last = all(abs(part.strides[0]) <= part.itemsize for part in parts)
     scratch = np.empty(0, np.float32)
     total = np.zeros((channels + 1, channels + 1))
-    strip = -(-(channels + 1) // -(-(channels + 1) // _STRIP))
+    strip = -(-(channels + 1) // -(-(channels + 1) // _STRIP_CHANNELS))
     for box in boxes:
         shape = parts[0][:, *box].shape[1:]
         size = (channels + 1) * math.prod(shape)

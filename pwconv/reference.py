@@ -1,7 +1,7 @@
-"""The NumPy twins of every function and class call, plain enough to be read as the definition.
+"""Every function and method of the package in NumPy. This module defines what the compiled engine computes.
 
-They compute in float32, or in float64 (`dtype=numpy.float64`) for a truth to measure against. Sums are NumPy's, so the
-last bits differ from those of the compiled engine; denormal numbers are kept.
+Functions compute in float32, or in float64 (`dtype=numpy.float64`) as a reference for errors. NumPy chooses the order
+of summation, so the last bits differ from those of the engine. Denormal numbers are kept; the engine counts them as zero.
 """
 
 import math
@@ -37,9 +37,9 @@ def pointwise_conv(
     backend: str = "numpy",
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
-    """Compute what `pwconv.pointwise_conv` defines, in `dtype`, which is also the result's unless `out` is given.
+    """Compute `pwconv.pointwise_conv` in `dtype`, which is also the dtype of the result unless `out` is given.
 
-    `precision`, `num_threads` and `backend` are checked, but change nothing.
+    `precision`, `num_threads` and `backend` are checked, but have no effect.
     """
     spec = arguments.parse_spec(
         stride=stride,
@@ -72,7 +72,7 @@ def call_layer(
     num_threads: int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
-    """Compute what `layer(x, ...)` defines for a `pwconv.PointwiseConv`, in `dtype`."""
+    """Compute `layer(x, ...)` for a `pwconv.PointwiseConv`, in `dtype`."""
     spec, matrix = layer.spec, layer.matrix
     call = arguments.check_call(
         spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
@@ -90,7 +90,7 @@ def call_chain(
     num_threads: int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
-    """Compute what `chain(x, ...)` defines for a `pwconv.PointwiseChain`, one layer after the other, in `dtype`."""
+    """Compute `chain(x, ...)` for a `pwconv.PointwiseChain`, one layer after the other, in `dtype`."""
     calls, kept = arguments.check_chain(chain.layers, x, residual, keep, out, num_threads)
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
@@ -102,7 +102,7 @@ def call_chain(
 def call_branches(
     branches: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
-    """Compute what `branches(x, ...)` defines for `pwconv.PointwiseBranches`, one layer after the other, in `dtype`."""
+    """Compute `branches(x, ...)` for `pwconv.PointwiseBranches`, one layer after the other, in `dtype`."""
     calls = arguments.check_branches(branches.layers, x, out, num_threads)
     receivers = out if isinstance(out, list | tuple) else [None] * len(calls)
     results = tuple(
@@ -115,7 +115,7 @@ def call_branches(
 def decision_function(
     classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
-    """Compute what `classifier.decision_function(x)` defines for a `pwconv.PixelClassifier`, in `dtype`."""
+    """Compute `classifier.decision_function(x)` for a `pwconv.PixelClassifier`, in `dtype`."""
     return call_layer(classifier.layer, x, out=out, num_threads=num_threads, dtype=dtype)
 
 
@@ -128,12 +128,12 @@ def predict(
     num_threads: int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
-    """Compute what `classifier.predict(x)` defines, from logits in `dtype`."""
+    """Compute `classifier.predict(x)` from logits in `dtype`."""
     call, receiver = arguments.check_predict(classifier.head, x, size, out, num_threads)
     logits = _result(classifier.head, call, dtype)
     for axis, length in enumerate(call.out_shape):
         if call.out_layout[axis] not in "NC" and size is not None:
-            logits = _stretched(logits, axis, length)
+            logits = _resized(logits, axis, length)
     labels = np.argmax(logits, axis=call.out_layout.index("C")).astype(np.int32)
     if receiver is None:
         return classifier.named(labels)
@@ -144,11 +144,11 @@ def predict(
 def top_k(
     classifier: Any, x: Any, k: int, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Compute what `classifier.top_k(x, k)` defines, from logits in `dtype`."""
+    """Compute `classifier.top_k(x, k)` from logits in `dtype`."""
     call, label_receiver, logit_receiver = arguments.check_top_k(classifier.head, x, k, out, num_threads)
     axis = call.out_layout.index("C")
     every = _result(classifier.head, call, dtype)
-    # By the last key first: NaN, then the largest. Equals stay in order.
+    # lexsort takes the last key as the primary one: NaN first, then the largest logits. Equal logits stay in order.
     order = np.lexsort((-every, ~np.isnan(every)), axis=axis)
     labels = order.take(range(call.out_shape[axis]), axis).astype(np.int32)
     logits = np.take_along_axis(every, labels, axis)
@@ -161,7 +161,7 @@ def top_k(
 def predict_proba(
     classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
-    """Compute what `classifier.predict_proba(x)` defines, in `dtype`."""
+    """Compute `classifier.predict_proba(x)` in `dtype`."""
     call = arguments.check_probabilities(classifier.head, classifier.link, x, out, num_threads)
     axis = call.out_layout.index("C")
     if classifier.scores is not None:
@@ -178,14 +178,14 @@ def predict_proba(
 
 
 def shares(scores: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Divide scores by their sum along an axis; if all are 0, their shares are equal."""
+    """Divide scores by their sum along an axis; where the sum is 0, all shares are equal."""
     total = scores.sum(axis=axis, keepdims=True)
     count = scores.shape[axis]
     return np.where(total == 0, scores.dtype.type(1 / count), scores / np.where(total == 0, 1, total))
 
 
-def _stretched(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
-    """Resize one axis linearly; pixels are squares, and beyond the centres of the outer ones nothing changes."""
+def _resized(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
+    """Resize one axis linearly, with half-pixel centres; beyond the outermost centres the values are constant."""
     old = map_.shape[axis]
     place = np.maximum((np.arange(length) + 0.5) * old / length - 0.5, 0)
     first = np.minimum(place.astype(int), old - 1)
@@ -208,9 +208,9 @@ def pointwise_conv_backward(
     backend: str = "numpy",
     dtype: DTypeLike = np.float32,
 ) -> tuple[Any, NDArray[Any] | None, NDArray[Any] | None]:
-    """Compute what `pwconv.pointwise_conv_backward` defines, in `dtype`.
+    """Compute `pwconv.pointwise_conv_backward` in `dtype`.
 
-    `num_threads` and `backend` are checked, but change nothing.
+    `num_threads` and `backend` are checked, but have no effect.
     """
     task = arguments.check_backward(
         grad_y,
@@ -235,7 +235,7 @@ def pointwise_conv_backward(
 
 @np.errstate(all="ignore")
 def _gradients(task: arguments.Backward, dtype: DTypeLike) -> tuple[list[NDArray[Any]], NDArray[Any], NDArray[Any]]:
-    """Follow the definition on maps with the axes (N, C, spatial axes): gradients of all maps, the matrix, the bias."""
+    """Compute the gradients of all maps, of the weight matrix and of the bias, on maps with axes (N, C, spatial)."""
     layout, groups = task.call.layout, task.spec.groups
     axes = "NC" + "".join(letter for letter in layout if letter not in "NC")
     maps = [_ordered(part, layout, axes) for part in task.parts]
@@ -262,7 +262,7 @@ def _gradients(task: arguments.Backward, dtype: DTypeLike) -> tuple[list[NDArray
 
 
 class Components(NamedTuple):
-    """The principal components of pixels, as `pwconv.ChannelReducer` names its attributes."""
+    """The principal components of pixels; fields are the attributes of `pwconv.ChannelReducer`."""
 
     components: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -271,7 +271,7 @@ class Components(NamedTuple):
 
 
 def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mask: Any = None) -> Components:
-    """Compute what `pwconv.ChannelReducer(n_components, layout=layout).fit(x, mask=mask)` finds, in float64."""
+    """Compute the attributes of `pwconv.ChannelReducer(n_components, layout=layout).fit(x, mask=mask)` in float64."""
     parts, counted, _ = arguments.check_pixels(layout, x, mask)
     pixels = np.concatenate([part.astype(np.float64) for part in parts])
     samples = pixels.reshape(len(pixels), -1) if counted is None else pixels[:, counted]
@@ -280,11 +280,12 @@ def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mas
     variances = values**2 / (samples.shape[1] - 1)
     signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
     components = (signs[:, np.newaxis] * rows)[:n_components]
-    return Components(components, mean, variances[:n_components], (variances / variances.sum())[:n_components])
+    ratios = variances / (variances.sum() or 1)  # 0 for a flat image
+    return Components(components, mean, variances[:n_components], ratios[:n_components])
 
 
 class Plan(NamedTuple):
-    """How NumPy computes a layer on an input of one shape."""
+    """The matrix products by which NumPy computes a layer on an input of one shape."""
 
     shape: tuple[int, ...]
     out_shape: tuple[int, ...]
@@ -301,7 +302,7 @@ class Plan(NamedTuple):
 
 
 def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = None) -> Plan:
-    """Describe how `call_layer` computes a layer on an input of this shape; `num_threads` changes nothing."""
+    """Describe how `call_layer` computes a layer on an input of this shape; `num_threads` has no effect."""
     spec, matrix = layer.spec, layer.matrix
     call = arguments.check_shape(spec, matrix.shape, shape, num_threads)
     sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
@@ -311,7 +312,7 @@ def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = Non
 
 
 class Layer:
-    """What `pwconv.PointwiseConv` is built on when the compiled engine is missing."""
+    """The base class of `pwconv.PointwiseConv` where the compiled engine is missing."""
 
     __slots__ = ("bias1d", "matrix", "spec")
 
@@ -321,7 +322,7 @@ class Layer:
 
     def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec) -> Self:
         layer = super().__new__(cls)
-        # Subclasses forbid assignment.
+        # PointwiseConv forbids assignment.
         object.__setattr__(layer, "matrix", _read_only_copy(matrix))
         object.__setattr__(layer, "bias1d", None if bias is None else _read_only_copy(bias))
         object.__setattr__(layer, "spec", spec)
@@ -346,7 +347,7 @@ def _result(layer: Any, call: arguments.Call, dtype: DTypeLike) -> NDArray[Any]:
 def _compute(
     spec: Spec, matrix: Float32Array, bias: Float32Array | None, call: arguments.Call, out: Any, dtype: DTypeLike
 ) -> NDArray[Any]:
-    """Follow the definition on maps with the axes (N, C, spatial axes in the order of `layout`)."""
+    """Compute a checked call, on maps with axes (N, C, spatial axes in the order of `layout`)."""
     axes = "NC" + "".join(letter for letter in call.layout if letter not in "NC")
 
     def per_channel(values: Float32Array) -> Float32Array:
@@ -385,7 +386,7 @@ def _compute(
 
 
 def _ordered(array: NDArray[Any], layout: str, axes: str) -> NDArray[Any]:
-    """View a map with its axes in another order; a missing batch axis is added."""
+    """View a map with its axes in the order `axes`; a missing batch axis is added."""
     if "N" not in layout:
         array, layout = array[np.newaxis], f"N{layout}"
     return array.transpose([layout.index(letter) for letter in axes])

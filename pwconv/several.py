@@ -13,7 +13,7 @@ from pwconv.layers import Immutable, PointwiseConv, pixel_count
 
 
 class Layers(Immutable):
-    """Layers that work on the same pixels in one pass: what chains and branches share."""
+    """Layers that are computed in one pass over the pixels: the base of chains and branches."""
 
     __slots__ = ("_by_numpy", "layers")
 
@@ -30,7 +30,7 @@ class Layers(Immutable):
 
     @property
     def backend(self) -> str:
-        """What computes the layers: "native", or "numpy" if that is so of any of them."""
+        """The backend of the layers: "native", or "numpy" if any of them uses it."""
         return "numpy" if self._by_numpy else "native"
 
     @property
@@ -50,7 +50,7 @@ class Layers(Immutable):
         return sum((layer._cost(call) for layer, call in zip(self.layers, calls, strict=True)), start=Cost(0, 0, 0))
 
     def _run(self, calls: tuple[Call, ...], outs: tuple[Float32Array | None, ...]) -> None:
-        """Fill `outs`; where one is None, no more of a map exists than the next layer needs."""
+        """Compute all layers into `outs`. A result whose array is None exists only a block at a time, in cache."""
         residuals = tuple(call.residual for call in calls)
         runtime.engine.run_layers(
             self.layers, calls[0].x, residuals, outs, self._branched, None, None, calls[0].num_threads
@@ -58,19 +58,20 @@ class Layers(Immutable):
 
 
 class PointwiseChain(Layers):
-    """Pointwise layers that feed each other in one pass: maps in between stay in cache and are never whole in memory.
+    """Pointwise layers in a row, computed in one pass: each takes the result of the layer before it.
 
-    The bits are those of calling one layer after the other. A chain is immutable, safe to call from many threads, and
-    picklable.
+    The maps between layers are computed in blocks that stay in cache; they are never complete in memory. Results have
+    the same bits as calls of one layer after the other. A chain is immutable, picklable, and safe to call from many
+    threads.
 
     Parameters
     ----------
-    layers : list of `PointwiseConv`, each of which takes what the one before gives: as many channels, in its
-        `out_layout`. Only the first may have a stride.
+    layers : list of `PointwiseConv`. The `in_channels` and `layout` of each are the `out_channels` and `out_layout` of
+        the layer before it. Only the first may have a stride.
 
     Raises
     ------
-    TypeError if `layers` is something else, ValueError if the layers do not fit together.
+    TypeError if `layers` is no list of layers, ValueError if the layers do not fit together.
 
     Examples
     --------
@@ -102,9 +103,9 @@ class PointwiseChain(Layers):
         Parameters
         ----------
         x : as for the first layer.
-        residual : {i: array}; adds a float32 array to the result of layer i before its activation.
-        keep : numbers of layers whose results are returned as well, before the last one's: `(kept, ..., y)`.
-        out : float32, receives y. It may be the last layer's residual, and shares no memory with what else is read.
+        residual : {i: array}; the float32 array is added to the sums of layer i, before its activation.
+        keep : numbers of layers whose results are returned too. The return value is then `(kept, ..., y)`.
+        out : float32, receives y. It may be the last layer's residual; it shares no memory with any other argument.
         num_threads : as for a layer.
 
         Raises
@@ -121,13 +122,15 @@ class PointwiseChain(Layers):
                 results[i] = np.empty(calls[i].out_shape, np.float32)
         self._run(calls, tuple(results))
         if out is not None:
-            results[last] = out  # the very object that was given
+            results[last] = out  # the object that was given, not the array that views it
         return tuple(results[i] for i in (*kept, last)) if kept else results[last]
 
     def backward(
         self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
     ) -> tuple[Float32Array | list[Float32Array] | None, list[tuple[Float32Array | None, Float32Array | None]]]:
-        """Compute the gradients of `y = chain(x)` from that of `y`; what layers pass on is computed again, and kept.
+        """Compute the gradients of `y = chain(x)` from the gradient of `y`.
+
+        The maps between layers are computed again and are all in memory at once.
 
         Parameters
         ----------
@@ -135,8 +138,8 @@ class PointwiseChain(Layers):
 
         Returns
         -------
-        grad_x, [(grad_weight, grad_bias), ...] : that of `x`, and those of each layer, as a layer's `backward` returns
-            them.
+        grad_x, [(grad_weight, grad_bias), ...] : the gradient of `x`, and the gradients of each layer, as a layer's
+            `backward` returns them.
 
         Raises
         ------
@@ -153,16 +156,17 @@ class PointwiseChain(Layers):
         return training.chain_backward(self, grad_y, x, need, num_threads)
 
     def cost(self, shape: Sequence[int]) -> Cost:
-        """Return what the chain costs for an `x` of this shape; maps in between are not moved."""
+        """Return the cost of a call for an `x` of this shape; maps between layers are not moved to or from memory."""
         calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
         between = pixel_count(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
         return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
 
 
 class PointwiseBranches(Layers):
-    """Pointwise layers that all read the same input, which is read once.
+    """Pointwise layers that share an input, which is read once.
 
-    The bits are those of calling each layer. Branches are immutable, safe to call from many threads, and picklable.
+    Results have the same bits as calls of each layer. Branches are immutable, picklable, and safe to call from many
+    threads.
 
     Parameters
     ----------
@@ -170,7 +174,7 @@ class PointwiseBranches(Layers):
 
     Raises
     ------
-    TypeError if `layers` is something else, ValueError if the layers do not fit together.
+    TypeError if `layers` is no list of layers, ValueError if the layers do not fit together.
 
     Examples
     --------
@@ -191,8 +195,9 @@ class PointwiseBranches(Layers):
         Parameters
         ----------
         x : as for a layer.
-        out : None; or a tuple of float32 arrays with any strides, which receive the results, share no memory and are
-            returned (None makes a new one); or "concat", which makes and returns one map, joined along C.
+        out : None for new arrays; or a tuple of float32 arrays with any strides, which receive the results and are
+            returned (None in the tuple means a new array; the arrays share no memory); or "concat", for one new map
+            that joins the results along C.
         num_threads : as for a layer.
 
         Raises
@@ -202,7 +207,7 @@ class PointwiseBranches(Layers):
         if self._by_numpy:
             return reference.call_branches(self, x, out=out, num_threads=num_threads)
         if out is None and isinstance(x, np.ndarray) and x.nbytes <= runtime.engine.caches()["l2"]:
-            # A map that stays in cache costs nothing to read again, and single calls start sooner.
+            # A map that fits into the L2 cache is cheap to read again, and calls of single layers have less overhead.
             return tuple([layer(x, num_threads=num_threads) for layer in self.layers])
         calls = arguments.check_branches(self.layers, x, out, num_threads)
         if isinstance(out, str):
@@ -215,14 +220,14 @@ class PointwiseBranches(Layers):
         return tuple(result if receiver is None else receiver for result, receiver in zip(results, given, strict=True))
 
     def cost(self, shape: Sequence[int]) -> Cost:
-        """Return what the branches cost for an `x` of this shape, which is read once."""
+        """Return the cost of a call for an `x` of this shape, which is read once."""
         calls = arguments.check_branches(self.layers, arguments.array_of_shape(shape))
         again = pixel_count(calls[0]) * self.in_channels * (len(calls) - 1)
         return self._sum_of_costs(calls) - Cost(0, 0, 4 * again)
 
 
 def _joined(shapes: list[tuple[int, ...]], axis: int) -> tuple[Float32Array, tuple[Float32Array, ...]]:
-    """Return a new map that joins maps of these shapes along an axis, and its parts."""
+    """Return a new map that joins maps of these shapes along an axis, and a view of each part."""
     ends = list(itertools.accumulate(shape[axis] for shape in shapes))
     shape = shapes[0]
     joined = np.empty((*shape[:axis], ends[-1], *shape[axis + 1 :]), np.float32)

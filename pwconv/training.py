@@ -1,4 +1,4 @@
-"""Gradients of the operation, for training: three pointwise convolutions of other operands."""
+"""Gradients for training: those of the input and the weights are pointwise convolutions of other operands."""
 
 import math
 import string
@@ -14,12 +14,13 @@ from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
 from pwconv.boxes import boxes_of
 from pwconv.functional import pointwise_conv
 
-# Numbers of both maps whose products are summed at a time, so that copies and packed weights stay small.
-_CHUNK = 1 << 20
-_FEWEST, _MOST = 256, 16384  # pixels of a chunk: enough to be worth a call; few enough for exactness
-_PACKED = 1 << 20  # numbers of transposed weights that are packed at a time
-_RUN = 64  # pixels whose gradients are summed in float32 for the bias, and in float64 beyond
-_PIECE = 16  # pixels of an image that are worth being found on their own
+# Sums over pixels are computed in chunks, so that copies and packed weights stay small.
+_CHUNK_ELEMENTS = 1 << 20  # elements of a chunk, in both maps together
+_MIN_CHUNK_PIXELS = 256  # fewer pixels would not be worth the overhead of a call
+_MAX_CHUNK_PIXELS = 16384  # more pixels would add to the rounding error
+_PACKED_ELEMENTS = 1 << 20  # elements of the transposed weights that are packed at a time
+_BIAS_RUN = 64  # pixels that the gradient of the bias sums in float32; sums of such runs are added in float64
+_MIN_IMAGE_PIXELS = 16  # an image of fewer pixels is copied to join its neighbours, not passed as a map of its own
 _PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
 
 
@@ -36,27 +37,27 @@ def pointwise_conv_backward(
     num_threads: int | None = None,
     backend: str = "auto",
 ) -> tuple[Float32Array | list[Float32Array] | None, Float32Array | None, Float32Array | None]:
-    """Compute the gradients of `y = pwconv.pointwise_conv(x, weight, bias, ...)` from that of `y`.
+    """Compute the gradients of `y = pwconv.pointwise_conv(x, weight, bias, ...)` from the gradient of `y`.
 
-    With the stride's pixels p of image n in `x`, and i and o in the same group::
+    With p a pixel of image n that the stride selects, and i and o an input and an output channel of the same group::
 
-        grad_x[n, i, p] = sum_o weight[o, i] * grad_y[n, o, p]        and 0 at pixels that the stride leaves out
+        grad_x[n, i, p] = sum_o weight[o, i] * grad_y[n, o, p]        and 0 at pixels that the stride skips
         grad_weight[o, i] = sum_n,p grad_y[n, o, p] * x[n, i, p]
         grad_bias[o] = sum_n,p grad_y[n, o, p]
 
-    An activation, scale or residual is not part of it: `grad_y` is the gradient of the sum before them.
+    Activations, scales and residuals are not included: `grad_y` is the gradient of the sum before them.
 
     Parameters
     ----------
     grad_y : float32, shape of the result of the forward call, any strides.
     x, weight, stride, groups, layout, weight_layout, num_threads, backend : as in the forward call.
-    need : "x", "weight", "bias", or a tuple of some; the others are not computed.
+    need : "x", "weight", "bias", or a tuple of these names; other gradients are not computed.
 
     Returns
     -------
-    grad_x, grad_weight, grad_bias : new float32 arrays with the shapes of `x`, `weight` and (C_out,), C-contiguous, or
-        None where they are not needed. For a list `x`, grad_x is a list. Where elements of `x` share memory
-        (`numpy.broadcast_to`), each has a gradient of its own; that of what was broadcast is their sum.
+    grad_x, grad_weight, grad_bias : new float32 arrays with the shapes of `x`, `weight` and (C_out,), C-contiguous;
+        None for names that are not in `need`. For a list `x`, grad_x is a list. Elements of `x` that share memory
+        (`numpy.broadcast_to`) have a gradient each; the gradient of the array that was broadcast is their sum.
 
     Raises
     ------
@@ -64,9 +65,10 @@ def pointwise_conv_backward(
 
     Notes
     -----
-    Sums over pixels are cut up by the shapes alone: within a part of at most 16,384 pixels they follow the rule of
-    `pwconv.pointwise_conv`, with pixels in place of channels, then the parts are added in ascending order. So results
-    are the same bit for bit, whatever the threads. grad_bias is summed in float64 beyond 64 pixels.
+    Sums over pixels are computed in chunks of at most 16,384 pixels, which depend on the shapes alone. Within a chunk
+    the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; the chunks are added in ascending
+    order. So results have the same bits for any number of threads. grad_bias is summed in float32 over runs of 64
+    pixels, and the runs in float64.
 
     The formulas are those of a linear layer (Rumelhart, Hinton and Williams, "Learning representations by
     back-propagating errors", 1986).
@@ -101,7 +103,7 @@ def pointwise_conv_backward(
 def layer_backward(
     layer: Any, grad_y: Any, x: Any, need: Any, num_threads: int | None
 ) -> tuple[Any, Float32Array | None, Float32Array | None]:
-    """Compute what `layer.backward` returns for a `pwconv.PointwiseConv`."""
+    """Compute `layer.backward` for a `pwconv.PointwiseConv`."""
     task = arguments.check_layer_backward(layer, grad_y, x, need, num_threads)
     before, after = layer.spec.input_activation, layer.spec.activation
     running: dict[str, Any] = {"num_threads": num_threads, "backend": layer.spec.backend}
@@ -115,7 +117,7 @@ def layer_backward(
     def apply(activation: ActivationLike, v: NDArray[Any]) -> NDArray[Any]:
         if activation is None:
             return v
-        # One channel, weighted by 1: so it is the engine's function, on all threads.
+        # A convolution of one channel with weight 1 applies the engine's own activation, on all threads.
         flat = pointwise_conv(
             v.reshape(1, -1), np.ones((1, 1), np.float32), layout="CL", activation=activation, **running
         )
@@ -140,7 +142,7 @@ def layer_backward(
 def chain_backward(
     chain: Any, grad_y: Any, x: Any, need: Any, num_threads: int | None
 ) -> tuple[Any, list[tuple[Float32Array | None, Float32Array | None]]]:
-    """Compute what `chain.backward` returns for a `pwconv.PointwiseChain`."""
+    """Compute `chain.backward` for a `pwconv.PointwiseChain`."""
     needed, layers = arguments.parse_need(need), chain.layers
     maps = [x]
     for layer in layers[:-1]:
@@ -157,22 +159,22 @@ def chain_backward(
 
 
 def _grad_x(task: Backward) -> list[Float32Array]:
-    """Convolve with the transposed weights, into every stride-th pixel."""
+    """Compute the gradient of `x`: a convolution with the transposed weights, written to every stride-th pixel."""
     spec, gradient = task.spec, _channels_first(task.grad_y, task)
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
-    blocks = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
+    transposed = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
     make = np.empty if set(task.call.stride) <= {1} else np.zeros
     grads, first = [], 0
     for part in task.parts:
         grad = make(part.shape, np.float32)
         sampled = _sampled(grad, task)
         end = first + len(sampled)
-        for channels in _runs(first, end, ins, max(1, _PACKED // max(1, outs))):
+        for channels in _runs(first, end, ins, max(1, _PACKED_ELEMENTS // max(1, outs))):
             group, count = channels.start // ins, max(1, len(channels) // ins)
             rows = slice(channels.start % ins, channels.start % ins + len(channels) // count)
             pointwise_conv(
                 gradient[group * outs : (group + count) * outs],
-                blocks[group : group + count, rows].reshape(len(channels), outs),
+                transposed[group : group + count, rows].reshape(len(channels), outs),
                 groups=count,
                 layout=_letters(gradient),
                 out=sampled[channels.start - first : channels.stop - first],
@@ -184,7 +186,7 @@ def _grad_x(task: Backward) -> list[Float32Array]:
 
 
 def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
-    """Cut channels in groups of `width` into runs of at most `most`: of whole groups, or within one."""
+    """Cut channels, in groups of `width`, into runs of at most `most`. A run holds whole groups, or part of one."""
     while first < end:
         count = min(end - first, most)
         if first % width or count < width:
@@ -196,7 +198,7 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
 
 
 def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
-    """Sum products over pixels, chunk by chunk."""
+    """Compute the gradient of the weights: sums of products over pixels, chunk by chunk."""
     spec, gradient = task.spec, _channels_first(task.grad_y, task)
     maps = [_sampled(part, task) for part in task.parts]
     widths = [len(part) for part in maps]
@@ -217,13 +219,14 @@ def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
 def _add_products(
     gradient: Float32Array, x: NDArray[Any], total: Float32Array, first: bool, groups: int, num_threads: int | None
 ) -> None:
-    """Add sum_p gradient[o, p] * x[i, p] to total[o, i]: a convolution in which pixels take the part of channels."""
-    # What takes the part of weights is packed in each call, so it had better be few; groups leave no choice.
+    """Add sum_p gradient[o, p] * x[i, p] to total[o, i]: a convolution whose channels are the pixels."""
+    # The operand that stands for the weights is packed in each call, so it is the smaller one; with groups it must be
+    # the gradient.
     swapped = groups == 1 and len(x) < len(gradient)
     weights, maps = (x, gradient) if swapped else (gradient, x)
-    pieces = [piece for group in _cut(maps, [len(maps) // groups] * groups) for piece in _pieces(group)]
+    parts = [part for group in _cut(maps, [len(maps) // groups] * groups) for part in _matrices(group)]
     pointwise_conv(
-        pieces,
+        parts,
         _flat(weights).astype(np.float32, copy=False),
         groups=groups,
         layout="LC",
@@ -235,19 +238,19 @@ def _add_products(
 
 
 def _grad_bias(task: Backward) -> Float32Array:
-    """Sum over pixels: short runs by a convolution with ones, in which pixels take the part of channels."""
+    """Compute the gradient of the bias; runs of pixels are summed by a convolution with ones, as its channels."""
     gradient = _channels_first(task.grad_y, task)
-    ones, total = np.ones((1, _RUN), np.float32), np.zeros(len(gradient))
+    ones, total = np.ones((1, _BIAS_RUN), np.float32), np.zeros(len(gradient))
     for box in _chunks(gradient, len(gradient)):
-        for piece in _pieces(gradient[:, *box]):
-            whole = piece.shape[1] - piece.shape[1] % _RUN
-            runs = piece[:, :whole].reshape(len(piece), whole // _RUN, _RUN)
-            # The axis whose elements are neighbours goes last, where the engine looks for long runs.
-            if abs(piece.strides[0]) < abs(piece.strides[1]):
+        for part in _matrices(gradient[:, *box]):
+            whole = part.shape[1] - part.shape[1] % _BIAS_RUN
+            runs = part[:, :whole].reshape(len(part), whole // _BIAS_RUN, _BIAS_RUN)
+            # The contiguous axis goes last, since the engine vectorizes over it.
+            if abs(part.strides[0]) < abs(part.strides[1]):
                 sums = pointwise_conv(runs.T, ones, layout="CBA", num_threads=task.call.num_threads).T
             else:
                 sums = pointwise_conv(runs, ones, layout="ABC", num_threads=task.call.num_threads)
-            total += sums.sum(axis=(1, 2), dtype=np.float64) + piece[:, whole:].sum(axis=1, dtype=np.float64)
+            total += sums.sum(axis=(1, 2), dtype=np.float64) + part[:, whole:].sum(axis=1, dtype=np.float64)
     return total.astype(np.float32)
 
 
@@ -261,38 +264,38 @@ def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
 
 
 def _cut(array: NDArray[Any], widths: list[int], axis: int = 0) -> list[NDArray[Any]]:
-    """View parts of these widths."""
+    """View the parts of an array that have these widths."""
     return [array] if len(widths) == 1 else np.split(array, np.cumsum(widths)[:-1], axis)
 
 
 def _letters(map_: NDArray[Any]) -> str:
-    """Return the layout of a map with channels first: all other axes are alike."""
+    """Return a layout with channels first, and the batch axis as one of the spatial axes."""
     return "C" + _PIXEL_LETTERS[: map_.ndim - 1]
 
 
 def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
-    """View the pixels of `x` that have a counterpart in the result, channels first."""
+    """View the pixels of `x` that the stride selects, with channels first."""
     steps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in task.call.stride))
     return _channels_first(map_, task)[steps]
 
 
 def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
-    """Cut the pixels of maps with so many channels together into boxes; nothing but shapes has a say in it."""
-    return boxes_of(map_.shape[1:], min(_MOST, max(_FEWEST, _CHUNK // max(1, channels))))
+    """Cut the pixels of maps, which have this many channels together, into boxes that depend on shapes alone."""
+    return boxes_of(map_.shape[1:], min(_MAX_CHUNK_PIXELS, max(_MIN_CHUNK_PIXELS, _CHUNK_ELEMENTS // max(1, channels))))
 
 
-def _pieces(map_: NDArray[Any]) -> list[NDArray[Any]]:
-    """View a map as a matrix of channels and pixels, or as one for each image where images do not follow each other."""
+def _matrices(map_: NDArray[Any]) -> list[NDArray[Any]]:
+    """View a map as a matrix of channels and pixels, or as one per image where images are not contiguous."""
     pixels = map_.squeeze(tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
-    lie_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
-    if lie_apart and math.prod(pixels.shape[2:]) >= _PIECE:
+    images_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
+    if images_apart and math.prod(pixels.shape[2:]) >= _MIN_IMAGE_PIXELS:
         return [_flat(pixels[:, i]) for i in range(pixels.shape[1])]
     return [_flat(pixels)]
 
 
 def _flat(map_: NDArray[Any]) -> NDArray[Any]:
-    """View a map as a matrix of channels and pixels; a copy where pixels are not evenly spaced."""
+    """View a map as a matrix of channels and pixels, or copy it where pixels are not evenly spaced."""
     channels, pixels = len(map_), math.prod(map_.shape[1:])
-    if abs(map_.strides[0]) == map_.itemsize:  # a copy keeps channels together as well
+    if abs(map_.strides[0]) == map_.itemsize:  # channels are contiguous, and a copy shall keep them so
         return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
     return map_.reshape(channels, pixels)

@@ -1,4 +1,4 @@
-"""The comparison of a computation with its NumPy counterpart."""
+"""`verify`: a computation compared with its counterpart in `pwconv.reference`."""
 
 import math
 import time
@@ -19,10 +19,10 @@ from pwconv.several import PointwiseBranches, PointwiseChain
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """How a result compares with NumPy's, and the seconds that both took (the second of two runs)."""
+    """The largest error of a result against NumPy's, and the seconds of both computations (the second of two runs)."""
 
     max_error: float
-    relative_error: float  # to the largest finite value of NumPy's result
+    relative_error: float  # as a share of the largest finite magnitude in NumPy's result
     where: tuple[int, ...] | None  # index of the largest error; None if the result is empty
     backend: str
     native_seconds: float
@@ -37,13 +37,14 @@ class Report:
 
 
 def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
-    """Run `target` on `x`, and NumPy's twin in float32, and compare the results.
+    """Run `target` on `x`, run its counterpart in `pwconv.reference` in float32, and compare the results.
 
-    `target` is a layer, a chain, branches, a method of a classifier (the classifier itself stands for its
-    `decision_function`), or `pwconv.pointwise_conv`. Takes what the call itself takes and raises what it raises. Two
-    NaNs are equal, and so are two infinities of one sign; where only one of two values is finite, the error is
-    infinite. Names of classes that differ count as 1. Where there are several results, the place of the largest error
-    starts with the number of its result.
+    `target` is a layer, a chain, branches, a method of a classifier (a classifier means its `decision_function`), or
+    `pwconv.pointwise_conv`. The other arguments are those of the call to `target`, and so are the errors raised.
+
+    Two NaNs count as equal, as do two infinities of the same sign. Where only one of two values is finite, the error is
+    infinite. Two different class names count as an error of 1. For several results, the index of the largest error
+    starts with the number of the result.
 
     Examples
     --------
@@ -53,19 +54,19 @@ def verify(target: Any, x: Any, *arguments: Any, **call: Any) -> Report:
     """
     if isinstance(target, PixelClassifier):
         target = target.decision_function
-    twin, backend = _twin(target, call)
-    # NumPy's turn comes first and leaves `out` alone, since `residual` may be `out`.
-    spare, other_spare = (call | {"out": _spare(call.get("out"))} for _ in range(2))
-    twin(x, *arguments, **spare)
-    expected, numpy_seconds = _timed(lambda: twin(x, *arguments, **spare))
-    target(x, *arguments, **other_spare)
+    counterpart, backend = _counterpart(target, call)
+    # `out` may be `residual`, so only the very last run may write to it: the others get copies.
+    numpy_call, first_call = (call | {"out": _copy_of(call.get("out"))} for _ in range(2))
+    counterpart(x, *arguments, **numpy_call)
+    expected, numpy_seconds = _timed(lambda: counterpart(x, *arguments, **numpy_call))
+    target(x, *arguments, **first_call)
     result, seconds = _timed(lambda: target(x, *arguments, **call))
     max_error, relative_error, where = _compare(result, expected)
     return Report(max_error, relative_error, where, backend, seconds, numpy_seconds)
 
 
-def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
-    """Return what computes `target` with NumPy, and the backend that `target` itself uses."""
+def _counterpart(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
+    """Return the function of `pwconv.reference` that computes `target`, and the backend of `target` itself."""
     if isinstance(target, PointwiseConv):
         return partial(reference.call_layer, target), target.spec.backend
     if isinstance(target, PointwiseChain):
@@ -79,21 +80,22 @@ def _twin(target: Any, call: dict[str, Any]) -> tuple[Callable[..., Any], str]:
     raise TypeError(f"verify takes a layer, layers, a classifier or a function, got {type(target).__name__}")
 
 
-def _spare(out: Any) -> Any:
-    """Return arrays of their own for results that are to be written to `out`."""
+def _copy_of(out: Any) -> Any:
+    """Copy the arrays of an `out` argument."""
     if isinstance(out, list | tuple):
-        return tuple(_spare(one) for one in out)
+        return tuple(_copy_of(one) for one in out)
     return out if out is None or isinstance(out, str) else as_array(out, "out").copy()
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a result and the seconds that it took."""
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
 
 
 def _compare(result: Any, expected: Any) -> tuple[float, float, tuple[int, ...] | None]:
-    """Return the largest error, its share of the largest expected value, and its index."""
+    """Return the largest error, the error as a share of the largest expected magnitude, and its index."""
     if isinstance(expected, tuple):
         each = [_compare(*pair) for pair in zip(result, expected, strict=True)]
         number, (max_error, relative_error, place) = max(enumerate(each), key=lambda one: one[1][0])

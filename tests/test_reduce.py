@@ -321,6 +321,37 @@ def test_a_channel_that_never_changes():
     assert np.isfinite(reducer.transform(samples)).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0, 7, 0.1, -1e30])
+def test_a_flat_image(value):
+    """Its variances and their ratios are 0; scikit-learn divides 0 by 0."""
+    x = np.full((1, 3, 40, 50), value, np.float32)
+    x[:, 1] *= np.float32(0.7)
+    reducer = ChannelReducer(2, whiten=True)
+    for fit in (reducer.fit, reducer.partial_fit):
+        fit(x)
+        np.testing.assert_array_equal(reducer.explained_variance_, [0, 0])
+        np.testing.assert_array_equal(reducer.explained_variance_ratio_, [0, 0])
+        np.testing.assert_array_equal(reducer.mean_, x[0, :, 0, 0])
+        assert np.isfinite(reducer.components_).all()
+        np.testing.assert_array_equal(reducer.transform(x), 0)
+    assert ChannelReducer(1, layout="NC").fit(np.zeros((5, 2), np.uint8)).explained_variance_ratio_ == [0]
+    twin = pwconv.reference.principal_components(np.zeros((1, 3, 4, 5), np.float32), 2)
+    np.testing.assert_array_equal(twin.explained_variance_ratio, [0, 0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_flat_channel_among_others():
+    samples = mixture(21, 300)
+    samples[:, 4] = 3
+    reducer = ChannelReducer(5, layout="NC").fit(samples)
+    pca = PCA(5).fit(samples.astype(np.float64))
+    largest = pca.explained_variance_[0]
+    np.testing.assert_allclose(reducer.explained_variance_, pca.explained_variance_, rtol=1e-5, atol=1e-7 * largest)
+    np.testing.assert_allclose(reducer.explained_variance_ratio_, pca.explained_variance_ratio_, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(reducer.components_[:, 4], 0, atol=1e-7)
+
+
 def test_the_twin():
     samples = mixture(20, count_of("NCHW"))
     x = as_map(samples, "NCHW")

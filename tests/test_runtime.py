@@ -400,4 +400,31 @@ def test_name_of_the_cpu_without_procfs(monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(runtime, "_read", missing)
-    assert pwconv.config()["cpu"] == (os.environ.get("PROCESSOR_IDENTIFIER", platform.machine()))
+    assert pwconv.config()["cpu"] == os.environ.get("PROCESSOR_IDENTIFIER", platform.machine())
+
+
+def test_config_starts_no_process():
+    """With a list of CPUs and without one. Audit events of the interpreter tell of processes."""
+    code = """
+    import sys
+
+    def refuse(event, arguments):
+        if event in ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn"):
+            raise AssertionError(f"{event}{arguments}")
+
+    import pwconv
+    sys.addaudithook(refuse)
+    settings = pwconv.config()
+    def missing(path):
+        raise FileNotFoundError(path)
+    pwconv.runtime._read = missing
+    assert pwconv.config()["cpu"]
+    print(settings["platform"])
+    """
+    process = python(textwrap.dedent(code))
+    assert process.returncode == 0, process.stderr
+    name = process.stdout.strip()
+    if sys.platform == "linux":
+        assert name == platform.platform()
+    else:
+        assert platform.machine() in name
