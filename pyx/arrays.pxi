@@ -50,6 +50,7 @@ cdef enum:
 
 cdef struct Buffers:
     Py_buffer view[BUFFERS]
+    int kind[BUFFERS]              # of the elements
     bint held[BUFFERS]
 
 
@@ -67,29 +68,51 @@ cdef bint has_strides(const Py_buffer* view) noexcept:
     return view.ndim <= MAX_AXES and (view.ndim == 0 or (view.shape != NULL and view.strides != NULL))
 
 
-cdef bint hold(Buffers* buffers, int which, object exporter) noexcept:
-    """Takes an array's buffer; False unless it holds float32. None is an absent array: True."""
-    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
+cdef int take_buffer(object exporter, Py_buffer* view, bint writable) except -2:
+    """Takes an array's buffer and returns the kind of its elements; -1, without a buffer, if a kernel cannot read it."""
+    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
+    cdef int kind
+    if PyObject_GetBuffer(exporter, view, flags) != 0:
+        PyErr_Clear()
+        # bfloat16 arrays export no buffer of their own.
+        if getattr(getattr(exporter, "dtype", None), "name", None) != "bfloat16":
+            return -1
+        kind = take_buffer(exporter.view(numpy.uint16), view, writable)
+        return KIND_BFLOAT16 if kind == KIND_UINT16 else kind
+    kind = element_kind(view) if has_strides(view) else -1
+    if kind < 0:
+        PyBuffer_Release(view)
+    return kind
+
+
+cdef bint hold(Buffers* buffers, int which, object exporter) except -1:
+    """Takes an array's buffer; False if it needs checking. None is an absent array: True.
+
+    Results and residuals may be of any native kind, all other arrays are float32.
+    """
     if exporter is None:
         return True
+    buffers.kind[which] = take_buffer(exporter, &buffers.view[which], which == OUT)
+    buffers.held[which] = buffers.kind[which] >= 0
+    if which == OUT:
+        return buffers.kind[which] >= 0 and buffers.kind[which] < KIND_SWAPPED
+    if which == RESIDUAL:
+        return buffers.kind[which] >= 0
+    return buffers.kind[which] == KIND_FLOAT32
+
+
+cdef bint hold_other(Buffers* buffers, int which, object exporter) noexcept:
+    """Takes the buffer of an array whose elements the caller looks at; False if there is none."""
+    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
     if PyObject_GetBuffer(exporter, &buffers.view[which], flags | PyBUF_WRITABLE if which == OUT else flags) != 0:
         PyErr_Clear()
         return False
     buffers.held[which] = True
-    return has_strides(&buffers.view[which]) and element_kind(&buffers.view[which]) == KIND_FLOAT32
+    return has_strides(&buffers.view[which])
 
 
-cdef bint hold_bytes(Buffers* buffers, int which, object exporter) noexcept:
-    """Takes the buffer of a bool array; False if it is another array. None is an absent array: True."""
-    cdef const char* form
-    if exporter is None:
-        return True
-    if PyObject_GetBuffer(exporter, &buffers.view[which], PyBUF_STRIDES | PyBUF_FORMAT) != 0:
-        PyErr_Clear()
-        return False
-    buffers.held[which] = True
-    form = buffers.view[which].format
-    return has_strides(&buffers.view[which]) and form != NULL and form[0] == c"?" and form[1] == 0
+cdef bint holds_bool(const Py_buffer* view) noexcept:
+    return view.format != NULL and view.format[0] == c"?" and view.format[1] == 0
 
 
 cdef inline const Py_buffer* view_of(const Buffers* buffers, int which) noexcept:
@@ -107,15 +130,14 @@ cdef void release(Buffers* buffers) noexcept:
             buffers.held[i] = False
 
 
-cdef bint hold_map(Input* x, object exporter) noexcept:
+cdef bint hold_map(Input* x, object exporter) except -1:
     """Takes the next map's buffer; False unless its elements can be widened to float32."""
-    cdef Py_buffer* view = &x.view[x.held]
-    if PyObject_GetBuffer(exporter, view, PyBUF_STRIDES | PyBUF_FORMAT) != 0:
-        PyErr_Clear()
+    cdef int kind = take_buffer(exporter, &x.view[x.held], False)
+    if kind < 0:
         return False
-    x.map[x.held].kind = element_kind(view) if has_strides(view) else -1
+    x.map[x.held].kind = kind
     x.held += 1
-    return x.map[x.held - 1].kind >= 0
+    return True
 
 
 cdef bint hold_input(Input* x, object value) except -1:
@@ -125,25 +147,17 @@ cdef bint hold_input(Input* x, object value) except -1:
     x.view = &x.one_view
     x.map = &x.one_map
     if type(value) is not list and type(value) is not tuple:
-        if hold_map(x, value):
-            return True
-        value = (value,)
-    elif len(value) > 1:
+        return hold_map(x, value)
+    if len(value) > 1:
         x.count = len(value)
         x.map = <FeatureMap*> malloc(x.count * (sizeof(FeatureMap) + sizeof(Py_buffer)))
         if x.map == NULL:
             x.map = &x.one_map
             raise MemoryError("no memory for a list of maps")
         x.view = <Py_buffer*> (x.map + x.count)
-    release_input_views(x)
     for part in value:
         if x.held == x.count or not hold_map(x, part):
-            # bfloat16 arrays export no buffer of their own.
-            if x.held == x.count or getattr(getattr(part, "dtype", None), "name", None) != "bfloat16":
-                return False
-            if not hold_map(x, part.view(numpy.uint16)) or x.map[x.held - 1].kind != KIND_UINT16:
-                return False
-            x.map[x.held - 1].kind = KIND_BFLOAT16
+            return False
     return x.held == x.count
 
 
@@ -181,7 +195,7 @@ cdef inline Py_ssize_t length_of(Py_ssize_t step) noexcept nogil:
 cdef bint reaches_once(const Py_buffer* view) noexcept:
     """Can no two indices reach a common byte? True if each stride exceeds the extent of all smaller ones."""
     cdef bint used[MAX_AXES]
-    cdef Py_ssize_t span = sizeof(float), step
+    cdef Py_ssize_t span = view.itemsize, step
     cdef int i, _round, least
     memset(used, 0, sizeof(used))
     for _round in range(view.ndim):
@@ -216,7 +230,7 @@ cdef void extent(const Py_buffer* view, const char** low, const char** high) noe
 
 cdef bint same_elements(const Py_buffer* a, const Py_buffer* b) noexcept:
     cdef int i
-    if a.buf != b.buf or a.ndim != b.ndim:
+    if a.buf != b.buf or a.ndim != b.ndim or a.itemsize != b.itemsize:
         return False
     for i in range(a.ndim):
         if a.shape[i] != b.shape[i] or (a.strides[i] != b.strides[i] and a.shape[i] > 1):

@@ -21,6 +21,7 @@ cdef extern from "kernels/kernels.h" nogil:
         KIND_INT16
         KIND_FLOAT16
         KIND_BFLOAT16
+        KIND_SWAPPED
 
     ctypedef struct activation_t:
         int code
@@ -58,6 +59,24 @@ cdef extern from "kernels/kernels.h" nogil:
         const float* scale
         const float* shift
         activation_t activation
+
+    ctypedef struct unpack_t:
+        const float* src
+        Py_ssize_t pitch, rows, columns
+        char* dst
+        int kind
+        Py_ssize_t row_step, column_step
+
+    ctypedef struct stream_t:
+        const char* x
+        Py_ssize_t x_channel_step, k
+        bint x_far
+        const float* weights
+        Py_ssize_t outs, tiles, pixels
+        char* y
+        Py_ssize_t y_channel_step
+        const float* bias
+        float low, high
 
     ctypedef struct epilogue_t:
         float* sum
@@ -115,7 +134,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*best_resized)(const resize_t*) noexcept nogil
         void (*discount_nan)(const head_t*) noexcept nogil
         void (*fill_uncounted)(const head_t*) noexcept nogil
-        void (*copy)(char*, Py_ssize_t, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                     Py_ssize_t) noexcept nogil
+        void (*unpack)(const unpack_t*) noexcept nogil
+        void (*stream)(const stream_t*) noexcept nogil
+        int stream_mr
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil

@@ -131,9 +131,14 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
 
     y = <object> call.array[OUT]
     if y is None:
-        y = numpy_empty(shape_tuple(shape, spec.rank), float32)
+        if spec.out_kind == KIND_FLOAT32:
+            y = numpy_empty(shape_tuple(shape, spec.rank), float32)
+        else:
+            y = arguments().empty_result(shape_tuple(shape, spec.rank), spec.spec.out_dtype)
         if not hold(buffers, OUT, y):
             return None
+    elif spec.out_kind != KIND_FLOAT32 and spec.out_kind != buffers.kind[OUT]:
+        return None
     if size == 0:
         return y
 
@@ -151,9 +156,9 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
     describe_step(&step, spec, layer, &weights)
     read_input(&step, spec, x, per_image)
     step.y_is_scratch = False
-    map_of(&buffers.view[OUT], KIND_FLOAT32, &spec.y_axes, NULL, per_image, &step.y)
+    map_of(&buffers.view[OUT], buffers.kind[OUT], &spec.y_axes, NULL, per_image, &step.y)
     if buffers.held[RESIDUAL]:
-        map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &spec.y_axes, NULL, per_image, &step.residual)
+        map_of(&buffers.view[RESIDUAL], buffers.kind[RESIDUAL], &spec.y_axes, NULL, per_image, &step.residual)
     step.plain = step.plain and not buffers.held[RESIDUAL] and not buffers.held[OUTPUT_SCALE]
     step.transformed = step.transformed or buffers.held[INPUT_SCALE] or buffers.held[INPUT_SHIFT]
     plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,

@@ -63,7 +63,7 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     cdef double vectors_out = <double> a.extent * ceil_div(b.extent, kernels.lanes)
     cdef double vectors_in = <double> problem.pixels * problem.k / kernels.lanes
     cdef double cycles = ceil_div(problem.k, kernels.k_step) * step + 40.0 * b.tiles * a.tiles
-    cdef bint y_along_b = (problem.y_step if plan.pixels_in_b else problem.y_channel_step) == sizeof(float)
+    cdef bint y_along_b = (problem.y_step if plan.pixels_in_b else problem.y_channel_step) == problem.y_item
     # A tile is stored in place if y is contiguous along B. Else it is transposed, in runs of MR.
     cycles += vectors_out * ((1.0 if y_along_b else 2.0 + 6.0 * kernels.lanes * a.tiles / a.extent)
                              + (0.0 if problem.plain else 5.0))

@@ -49,26 +49,29 @@ cdef int locate_axes(str letters, str order, Axes* axes) except -1:
 
 
 cdef int element_kind(const Py_buffer* view) noexcept:
-    """The element type of a buffer with a format of one letter in native or little-endian order; -1: another."""
+    """The element type of a buffer with a format of one letter and maybe a byte order; -1: another."""
     cdef const char* form = view.format
+    cdef int swapped = 0
     if form == NULL:
         return -1
-    if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
+    if form[0] == c">" or form[0] == c"!":
+        swapped = KIND_SWAPPED
+    if swapped or form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
         form += 1
     if form[0] == 0 or form[1] != 0:
         return -1
     if form[0] == c"f":
-        return KIND_FLOAT32
+        return KIND_FLOAT32 | swapped
     if form[0] == c"B":
         return KIND_UINT8
     if form[0] == c"b":
         return KIND_INT8
     if form[0] == c"H":
-        return KIND_UINT16
+        return KIND_UINT16 | swapped
     if form[0] == c"h":
-        return KIND_INT16
+        return KIND_INT16 | swapped
     if form[0] == c"e":
-        return KIND_FLOAT16
+        return KIND_FLOAT16 | swapped
     return -1
 
 

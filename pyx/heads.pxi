@@ -72,13 +72,7 @@ cdef void run_head(const Program* program, const Block* block, bint any_counts, 
     if program.head.fills:
         isa.fill_uncounted(&head)
     if head.labels == NULL:
-        done = 0
-        while done < block.pixels:
-            run = run_from(out, block.first + done)
-            n = min(run.count, block.pixels - done)
-            isa.copy(run.at, out.channel_step, run.step, <char*> (head.logits + done), head.pitch * sizeof(float),
-                     sizeof(float), head.classes, n)
-            done += n
+        put_rectangle(isa, out, block.span, head.logits, head.pitch, True, block.first, block.pixels, 0, head.classes)
         return
     for place in range(head.k):
         done = 0
@@ -87,12 +81,9 @@ cdef void run_head(const Program* program, const Block* block, bint any_counts, 
             n = min(run.count, block.pixels - done)
             store_labels(run.at + place * out.channel_step, run.step, out.item,
                          head.labels + place * head.pitch + done, n)
-            if head.values != NULL:
-                run = run_from(values, block.first + done)
-                n = min(run.count, n)
-                isa.copy(run.at + place * values.channel_step, 0, run.step,
-                         <char*> (head.values + place * head.pitch + done), 0, sizeof(float), 1, n)
             done += n
+    if head.values != NULL:
+        put_rectangle(isa, values, block.span, head.values, head.pitch, True, block.first, block.pixels, 0, head.k)
 
 
 cdef struct Neighbours:

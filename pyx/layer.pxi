@@ -12,6 +12,17 @@ cdef object arguments():
     return arguments_module
 
 
+cdef dict KINDS = {
+    "float32": KIND_FLOAT32,
+    "uint8": KIND_UINT8,
+    "int8": KIND_INT8,
+    "uint16": KIND_UINT16,
+    "int16": KIND_INT16,
+    "float16": KIND_FLOAT16,
+    "bfloat16": KIND_BFLOAT16,
+}
+
+
 cdef class EngineSpec:
     """Parsed constructor arguments in the form that a call needs: axes and strides as numbers."""
 
@@ -25,6 +36,7 @@ cdef class EngineSpec:
     cdef activation_t before, after
     cdef bint on_numpy
     cdef int precision             # as in kernels.h
+    cdef int out_kind              # of a result that the engine allocates
 
     def __cinit__(self, spec, resolved=None):
         cdef int i
@@ -34,6 +46,7 @@ cdef class EngineSpec:
         self.after.code, self.after.low, self.after.high = spec.activation
         self.on_numpy = spec.backend == "numpy"
         self.precision = arguments().PRECISIONS.index(spec.precision)
+        self.out_kind = KINDS[spec.out_dtype]
         if resolved is None:
             if spec.layout in arguments().NAMED_LAYOUTS:
                 self.by_rank = {}
@@ -130,7 +143,7 @@ cdef class Layer:
     cdef const float* input_scale  # one value per in channel; NULL if the input has no scale, shift or activation
     cdef const float* input_shift
     cdef bint scales_output
-    cdef dict packed               # (kernel set, pixels_in_b, vectors) -> Memory
+    cdef dict packed               # (kernel set, pixels_in_b, tiling of out channels) -> Memory
     cdef Buffers buffers           # of matrix, bias1d and scales, held for life
 
     def __cinit__(self, matrix, bias, spec, scales=(None, None, None), *args, **options):
@@ -177,7 +190,7 @@ cdef class Layer:
 
     cdef Memory packed_for(self, const Plan* plan):
         """The weights as a plan asks; packed when they are first asked for so."""
-        key = (<uintptr_t> plan.kernels, plan.pixels_in_b, plan.vectors)
+        key = (<uintptr_t> plan.kernels, plan.pixels_in_b, plan.out_tiling.nr, plan.out_tiling.tiles)
         cdef Memory memory = self.packed.get(key)
         cdef Py_ssize_t groups = self.engine_spec.groups, share
         if memory is None:

@@ -20,7 +20,8 @@ cdef struct Problem:
     Py_ssize_t spans, pixels, groups, k, outs          # pixels per span; in and out channels per group
     Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run; items between pixels, channels (0: not whole)
     Py_ssize_t y_run, y_step, y_channel_step           # bytes
-    Py_ssize_t plain               # the epilogue is bias and clip
+    Py_ssize_t y_item              # bytes of an element of y
+    Py_ssize_t plain               # the epilogue is bias and clip, and y is float32
     Py_ssize_t transformed         # x has an input scale, shift or activation
     Py_ssize_t in_parts            # x is not one float32 map, so tiles cannot read x in place
     Py_ssize_t weights_step        # 0: weights are packed already; else bytes between their in channels
@@ -40,6 +41,8 @@ cdef struct Plan:
     bint pixels_in_b               # B holds the pixels and A the weights; else the other way round
     bint packed                    # pixels are copied into panels
     bint rowwise                   # A is read row by row (channels-last pixels)
+    bint streamed                  # computed in chunks of pixels instead of tiles; see stream.pxi
+    Py_ssize_t chunk               # pixels in a chunk
     int vectors                    # NR in vectors
     Tiling out_tiling              # out channels of a group
     Py_ssize_t kc                  # in channels of a block of K
@@ -175,6 +178,8 @@ cdef Plan choose_plan(const Problem* problem) noexcept nogil:
     plan.prefetch_distance = 1
     if 2.0 * problem.spans * problem.groups * problem.pixels * problem.k * sizeof(float) > cache_bytes[3]:
         plan.prefetch_distance = 2
+    if is_streamed(problem, plan.kernels):
+        return streamed_plan(problem, &plan)
     plan.cycles = -1.0
     best = plan
     for pixels_in_b in range(2):

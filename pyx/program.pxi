@@ -48,6 +48,7 @@ cdef struct Step:
     uint32_t* special_outs         # not zero for out channels whose weights have special values; see split.h
     Weights raw                    # the same weights before they were packed
     int precision                  # as in kernels.h
+    int out_kind                   # of a scratch map
     const float* bias              # tables of channel_pitch floats a group, from which whole vectors can be loaded
     const float* scale
     Py_ssize_t channel_pitch
@@ -131,21 +132,26 @@ cdef inline Py_ssize_t tile_floats(const Plan* plan) noexcept nogil:
     return plan.kernels.mr[plan.vectors] * plan.vectors * plan.kernels.lanes
 
 
+cdef inline Py_ssize_t item_bytes(int kind) noexcept nogil:
+    """Bytes of an element of a native kind."""
+    return 4 if kind == KIND_FLOAT32 else 1 if kind == KIND_UINT8 or kind == KIND_INT8 else 2
+
+
 cdef void place_scratch_map(Step* step, Py_ssize_t pixels, Py_ssize_t pixel_block) noexcept nogil:
     """Sets the strides of a scratch map, which holds one block of pixels at a time."""
-    step.y.slack = True
-    step.y.kind = KIND_FLOAT32
-    step.y.item = sizeof(float)
+    step.y.kind = step.out_kind
+    step.y.item = item_bytes(step.out_kind)
+    step.y.slack = step.out_kind == KIND_FLOAT32
     step.y.channels = step.groups * step.outs
     step.y.span_step = 0
     step.y.axes = 1
     step.y.size[0] = pixels
     if step.y_pixels_last:
-        step.y.channel_step = (pixel_block + SCRATCH_PAD) * sizeof(float)
-        step.y.step[0] = sizeof(float)
+        step.y.channel_step = (pixel_block + SCRATCH_PAD) * step.y.item
+        step.y.step[0] = step.y.item
     else:
-        step.y.channel_step = sizeof(float)
-        step.y.step[0] = (step.y.channels + SCRATCH_PAD) * sizeof(float)
+        step.y.channel_step = step.y.item
+        step.y.step[0] = (step.y.channels + SCRATCH_PAD) * step.y.item
 
 
 cdef void lay_out(Program* program) noexcept nogil:
@@ -160,6 +166,11 @@ cdef void lay_out(Program* program) noexcept nogil:
         if step.outs == 0:
             continue
         plan = &step.plan
+        if plan.streamed:
+            panels = max(panels, step.k * stream_pitch(plan) * sizeof(float))
+            partial = max(partial, step.outs * stream_pitch(plan) * sizeof(float))
+            residual = max(residual, step.outs * stream_pitch(plan) * sizeof(float))
+            continue
         tiling = pixel_tiling(plan, pixels)
         tiles = tiling.tiles * ceil_div(plan.out_tiling.tiles, plan.out_blocks) if plan.kc < step.k else 1
         strips = max(strips, tiling.tiles * sizeof(Strip))

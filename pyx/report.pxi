@@ -29,12 +29,12 @@ class PlanReport:
         cdef Schedule schedule
         cdef Tiling tiling
         cdef int i
-        contiguous(call.x.shape, &x, x_shape, x_strides)
-        contiguous(call.out_shape, &y, y_shape, y_strides)
+        contiguous(call.x.shape, KIND_FLOAT32, &x, x_shape, x_strides)
+        contiguous(call.out_shape, spec.out_kind, &y, y_shape, y_strides)
         describe_step(&step, spec, layer, &layer.weights)
         step.x_parts = 1
         map_of(&x, KIND_FLOAT32, &spec.x_axes, spec.stride, False, &part)
-        map_of(&y, KIND_FLOAT32, &spec.y_axes, NULL, False, &step.y)
+        map_of(&y, spec.out_kind, &spec.y_axes, NULL, False, &step.y)
         for i in range(step.y.axes):
             pixels *= step.y.size[i]
         if pixels == 0 or step.outs == 0:
@@ -51,12 +51,12 @@ class PlanReport:
             tasks=schedule.tasks, threads=schedule.threads)
 
 
-cdef void contiguous(tuple sizes, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t* strides):
-    """Describes a C-contiguous float32 array that has no memory."""
-    cdef Py_ssize_t step = sizeof(float)
+cdef void contiguous(tuple sizes, int kind, Py_buffer* view, Py_ssize_t* shape, Py_ssize_t* strides):
+    """Describes a C-contiguous array that has no memory."""
+    cdef Py_ssize_t step = item_bytes(kind)
     cdef int i
     view.buf = NULL
-    view.itemsize = sizeof(float)
+    view.itemsize = step
     view.ndim = len(sizes)
     view.shape = shape
     view.strides = strides

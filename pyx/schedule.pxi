@@ -15,6 +15,8 @@ cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blo
 cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil:
     """Blocks that stay in the second-level cache, then as many tasks as keep all threads busy."""
     cdef Schedule schedule
+    if plan.streamed:
+        return streamed_schedule(problem, plan)
     cdef Tiling tiling = pixel_tiling(plan, problem.pixels)
     cdef Py_ssize_t tile_pixels = tiling.nr if plan.pixels_in_b else ceil_div(problem.pixels, tiling.tiles)
     cdef Py_ssize_t threads = <Py_ssize_t> min(<double> problem.threads,

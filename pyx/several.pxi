@@ -92,13 +92,13 @@ cdef class Pass:
         head.fills = fill is not None
         head.fill_label = <int32_t> fill if fill is not None and head.places > 0 else 0
         head.fill = <float> fill if fill is not None and head.places == 0 else NAN
-        if not hold(buffers, VALUES, values) or not hold_bytes(buffers, MASK, mask):
-            raise TypeError("values or mask was not checked")
-        hold(buffers, OUT, out)
-        if not buffers.held[OUT] or not has_strides(&buffers.view[OUT]):
+        if not hold(buffers, VALUES, values) or (values is not None and buffers.kind[VALUES] != KIND_FLOAT32):
+            raise TypeError("values was not checked")
+        if mask is not None and not (hold_other(buffers, MASK, mask) and holds_bool(&buffers.view[MASK])):
+            raise TypeError("mask was not checked")
+        if places == 0 and not hold(buffers, OUT, out):
             raise TypeError("out was not checked")
-        if not (holds_integers(&buffers.view[OUT]) if head.places > 0
-                else element_kind(&buffers.view[OUT]) == KIND_FLOAT32):
+        if places > 0 and not (hold_other(buffers, OUT, out) and holds_integers(&buffers.view[OUT])):
             raise TypeError("out was not checked")
         return 0
 
@@ -165,9 +165,9 @@ cdef class Pass:
                 if buffers.held[axis] and not has_shape(&buffers.view[axis], shape, y.rank):
                     return False
             if not step.y_is_scratch:
-                map_of(&buffers.view[OUT], KIND_FLOAT32, &y, NULL, per_image, &step.y)
+                map_of(&buffers.view[OUT], buffers.kind[OUT], &y, NULL, per_image, &step.y)
             if buffers.held[RESIDUAL]:
-                map_of(&buffers.view[RESIDUAL], KIND_FLOAT32, &y, NULL, per_image, &step.residual)
+                map_of(&buffers.view[RESIDUAL], buffers.kind[RESIDUAL], &y, NULL, per_image, &step.residual)
                 step.plain = False
             if not self.branched:
                 channels = layer.weights.outs
@@ -187,7 +187,9 @@ cdef class Pass:
         cdef bint per_image = resized and first.x_axes.batch >= 0
         cdef int i, which
         cdef Axes y
+        # The head reads float32, and rounds values to the type of the result itself.
         program.steps[program.count - 1].y_pixels_last = True
+        program.steps[program.count - 1].out_kind = KIND_FLOAT32
         if head.places > layer.weights.outs:
             return False
         if layer.weights.outs == 0 or program.schedule.spans == 0:
@@ -207,7 +209,7 @@ cdef class Pass:
         for which in (OUT, VALUES):
             if buffers.held[which] and not has_shape(&buffers.view[which], shape, spec.rank):
                 return False
-        map_of(out, element_kind(out), &y, NULL, per_image, &head.out)
+        map_of(out, buffers.kind[OUT], &y, NULL, per_image, &head.out)
         if buffers.held[VALUES]:
             map_of(&buffers.view[VALUES], KIND_FLOAT32, &y, NULL, per_image, &head.values)
         if buffers.held[MASK]:

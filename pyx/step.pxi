@@ -13,6 +13,7 @@ cdef void describe_step(Step* step, EngineSpec spec, Layer layer, const Weights*
     """Sets the fields that depend on constructor arguments only; `layer` is None for the function."""
     step.raw = weights[0]
     step.precision = spec.precision
+    step.out_kind = spec.out_kind
     step.k = weights.k
     step.groups = spec.groups
     step.outs = weights.outs // spec.groups
@@ -46,7 +47,8 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     problem.y_run = step.y.size[step.y.axes - 1]
     problem.y_step = step.y.step[step.y.axes - 1]
     problem.y_channel_step = step.y.channel_step
-    problem.plain = step.plain
+    problem.y_item = step.y.item
+    problem.plain = step.plain and step.y.kind == KIND_FLOAT32
     problem.transformed = step.transformed
     problem.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
     problem.weights_step = weights_step

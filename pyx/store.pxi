@@ -1,33 +1,61 @@
 # Storing tiles that a micro-kernel cannot store by itself: the rest of the epilogue, and any strides of the result.
 
-cdef void copy_tile(const Plan* plan, const FeatureMap* m, Py_ssize_t span, bint to_map, float* tile, Py_ssize_t pitch,
-                    Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out, Py_ssize_t outs) noexcept nogil:
-    """Copies a tile into a feature map (y), or from it (the residual), wherever its pixels lie."""
-    cdef Py_ssize_t done = 0, n, row_step, column_step, rows, columns
-    cdef char* in_map
-    cdef char* in_tile
+cdef void put_rectangle(const isa_t* isa, const FeatureMap* m, Py_ssize_t span, const float* src, Py_ssize_t pitch,
+                        bint pixels_in_rows, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t channel,
+                        Py_ssize_t channels) noexcept nogil:
+    """Stores float32 from scratch into a feature map, rounded to its type, wherever its pixels lie.
+
+    Each row of scratch holds the pixels of one channel, or (`pixels_in_rows` False) the channels of one pixel.
+    """
+    cdef Py_ssize_t done = 0, n
+    cdef unpack_t unpack
     cdef Run run
+    unpack.kind = m.kind
+    unpack.pitch = pitch
     while done < pixels:
         run = run_from(m, pixel + done)
         n = min(run.count, pixels - done)
-        in_map = run.at + span * m.span_step + out * m.channel_step
-        if plan.pixels_in_b:
-            in_tile = <char*> (tile + done)
-            row_step = m.channel_step
-            column_step = run.step
-            rows = outs
-            columns = n
+        unpack.dst = run.at + span * m.span_step + channel * m.channel_step
+        if pixels_in_rows:
+            unpack.src = src + done
+            unpack.rows = channels
+            unpack.columns = n
+            unpack.row_step = m.channel_step
+            unpack.column_step = run.step
         else:
-            in_tile = <char*> (tile + done * pitch)
-            row_step = run.step
-            column_step = m.channel_step
-            rows = n
-            columns = outs
-        if to_map:
-            plan.isa.copy(in_map, row_step, column_step, in_tile, pitch * sizeof(float), sizeof(float), rows, columns)
-        else:
-            plan.isa.copy(in_tile, pitch * sizeof(float), sizeof(float), in_map, row_step, column_step, rows, columns)
+            unpack.src = src + done * pitch
+            unpack.rows = n
+            unpack.columns = channels
+            unpack.row_step = run.step
+            unpack.column_step = m.channel_step
+        isa.unpack(&unpack)
         done += n
+
+
+cdef void get_rectangle(const isa_t* isa, const FeatureMap* m, Py_ssize_t span, float* dst, Py_ssize_t pitch,
+                        bint pixels_in_rows, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t channel,
+                        Py_ssize_t channels) noexcept nogil:
+    """The reverse of put_rectangle(): copies a rectangle of a feature map into scratch, widened to float32."""
+    cdef Run run
+    cdef pack_t pack
+    pack.kind = m.kind
+    pack.channel_step = m.channel_step
+    pack.k = channels
+    pack.dst = dst
+    pack.width = pitch
+    pack.panel = 0
+    pack.scale = pack.shift = NULL
+    pack.at = 0
+    while pack.at < pixels:
+        run = run_from(m, pixel + pack.at)
+        pack.src = run.at + span * m.span_step + channel * m.channel_step
+        pack.step = run.step
+        pack.count = min(run.count, pixels - pack.at)
+        if pixels_in_rows:
+            isa.pack(&pack)
+        else:
+            isa.pack_rows(&pack)
+        pack.at += pack.count
 
 
 cdef void store_tile(const Step* step, const Block* block, float* sum, Py_ssize_t pixel, Py_ssize_t pixels,
@@ -48,7 +76,8 @@ cdef void store_tile(const Step* step, const Block* block, float* sum, Py_ssize_
         epilogue.residual = NULL
         epilogue.activation = step.after
         if step.residual.data != NULL:
-            copy_tile(plan, &step.residual, block.span, False, block.residual, pitch, pixel, pixels, channel, outs)
+            get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, plan.pixels_in_b, pixel, pixels,
+                          channel, outs)
             epilogue.residual = block.residual
         plan.isa.epilogue(&epilogue)
-    copy_tile(plan, block.y, block.span, True, sum, pitch, pixel, pixels, channel, outs)
+    put_rectangle(plan.isa, block.y, block.span, sum, pitch, plan.pixels_in_b, pixel, pixels, channel, outs)

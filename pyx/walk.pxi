@@ -122,7 +122,8 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
         nr = tile_start(b_tiles, b_tile + 1) - column
         vectors = plan.vectors if nr == b_tiles.nr else vectors_for(kernels, nr)
         width = vectors * kernels.lanes
-        storable = tile.last and step.plain and (nr > width - kernels.lanes or block.y.slack)
+        storable = (tile.last and step.plain and block.y.kind == KIND_FLOAT32
+                    and (nr > width - kernels.lanes or block.y.slack))
         if pixels_in_b:
             tile.b = block.strips[b_tile].at
             tile.b_step = block.strips[b_tile].step
@@ -187,6 +188,9 @@ cdef void run_step(const Step* step, Block* block, Py_ssize_t part) noexcept nog
     """Loop 3: one part of a step's out channels over all K, for one block of pixels."""
     cdef const Plan* plan = &step.plan
     cdef Py_ssize_t out_block = part % plan.out_blocks
+    if plan.streamed:
+        run_streamed(step, block, part)
+        return
     block.group = part // plan.out_blocks
     block.first_out_tile = out_block * plan.out_tiling.tiles // plan.out_blocks
     block.end_out_tile = (out_block + 1) * plan.out_tiling.tiles // plan.out_blocks

@@ -1,0 +1,124 @@
+# Streaming: layers with few out channels, or few channels on both sides, whose time is that of moving pixels.
+#
+# A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels is
+# cut into chunks whose channels fit the first-level cache, and each chunk is computed by at most three calls: pack (to
+# float32, pixels adjacent), multiply (all out channels of a group), store (rounded, in the layout of the result). Pixels
+# of one channel are the columns of operand B, so that the weights are packed as for tiles.
+
+cdef enum:
+    STREAM_FLOATS = 8192           # floats of a chunk, in and out channels together
+    STREAM_MIN_PIXELS = 64
+    STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels,
+    STREAM_MAX_OUTS = 32           # more of them
+    STREAM_MAX_K = 32              # with few in channels only
+
+
+cdef inline Py_ssize_t stream_chunk(Py_ssize_t k, Py_ssize_t outs) noexcept nogil:
+    """Pixels in a chunk: whole vectors of every instruction set."""
+    return max(<Py_ssize_t> STREAM_MIN_PIXELS, min(<Py_ssize_t> 2048, STREAM_FLOATS // (k + outs)) // 64 * 64)
+
+
+cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
+    """Floats from channel to channel of a packed chunk: not a multiple of 4 KiB, which would crowd few cache sets."""
+    return plan.chunk + SCRATCH_PAD
+
+
+cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
+    """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
+    if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or problem.k == 0:
+        return False
+    return problem.outs <= STREAM_MAX_OUTS and (problem.outs <= STREAM_FEW_OUTS or problem.k <= STREAM_MAX_K)
+
+
+cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogil:
+    """The only plan of a layer that is streamed; expected cycles are those of FMAs and of moving bytes."""
+    cdef Plan plan = start[0]
+    cdef double bytes = 4.0 * problem.pixels * (problem.k + problem.outs)
+    plan.streamed = plan.pixels_in_b = plan.packed = True
+    plan.vectors = 1
+    plan.kc = problem.k
+    plan.out_tiling = a_tiling(problem.outs, plan.isa.stream_mr)
+    plan.chunk = stream_chunk(problem.k, problem.outs)
+    plan.cycles = problem.groups * problem.spans * (
+        0.6 * problem.pixels * problem.k * problem.outs / plan.kernels.lanes + bytes / 8.0)
+    return plan
+
+
+cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nogil:
+    """Blocks of whole chunks, several for each thread; groups one after the other within a block."""
+    cdef Schedule schedule
+    cdef Py_ssize_t chunks = ceil_div(problem.pixels, plan.chunk)
+    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> problem.threads,
+                                               max(1.0, plan.cycles / problem.thread_cycles))
+    cdef Py_ssize_t blocks = max(<Py_ssize_t> 1, min(chunks, 4 * threads if threads > 1 else 1))
+    schedule.spans = problem.spans
+    schedule.pixel_block = ceil_div(chunks, blocks) * plan.chunk
+    schedule.pixel_blocks = ceil_div(problem.pixels, schedule.pixel_block)
+    schedule.out_parts = 1
+    schedule.tasks = schedule.spans * schedule.pixel_blocks
+    schedule.threads = <int> min(threads, schedule.tasks)
+    return schedule
+
+
+cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcept nogil:
+    """One group's out channels for one block of pixels, chunk by chunk."""
+    cdef const Plan* plan = &step.plan
+    cdef const FeatureMap* x = block.x
+    cdef const FeatureMap* y = block.y
+    cdef Py_ssize_t pitch = stream_pitch(plan), channel = group * step.outs, done = 0, pixel, n
+    cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
+    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32
+    cdef stream_t stream
+    cdef epilogue_t epilogue
+    cdef Run run
+    block.group = group
+    block.first_k = 0
+    block.k = step.k
+    stream.k = step.k
+    stream.outs = step.outs
+    stream.tiles = plan.out_tiling.tiles
+    stream.weights = step.weights + group * step.group_stride
+    stream.bias = step.bias + group * step.channel_pitch if step.plain else NULL
+    stream.low = step.after.low if step.plain and step.after.code == ACT_CLIP else -INFINITY
+    stream.high = step.after.high if step.plain and step.after.code == ACT_CLIP else INFINITY
+    while done < block.pixels:
+        pixel = block.first + done
+        n = min(plan.chunk, block.pixels - done)
+        run = run_from(x, pixel)
+        stream.x_far = False
+        if x_in_place and run.step == sizeof(float) and (run.count >= n or run.count >= STREAM_MIN_PIXELS):
+            n = min(n, run.count)
+            stream.x = run.at + block_offset(step, block)
+            stream.x_channel_step = x.channel_step
+            stream.x_far = plan.prefetch_distance > 1
+        else:
+            gather_pixels(step, block, False, pixel, n, pitch, block.panels)
+            stream.x = <char*> block.panels
+            stream.x_channel_step = pitch * sizeof(float)
+        stream.pixels = n
+        run = run_from(y, pixel)
+        if y_in_place and run.step == sizeof(float) and run.count >= n:
+            stream.y = run.at + block.span * y.span_step + channel * y.channel_step
+            stream.y_channel_step = y.channel_step
+            plan.isa.stream(&stream)
+        else:
+            stream.y = <char*> block.partial
+            stream.y_channel_step = pitch * sizeof(float)
+            plan.isa.stream(&stream)
+            if not step.plain:
+                epilogue.sum = block.partial
+                epilogue.rows = step.outs
+                epilogue.vectors = ceil_div(n, plan.kernels.lanes)
+                epilogue.pitch = pitch
+                epilogue.bias = step.bias + group * step.channel_pitch
+                epilogue.scale = step.scale + block.span * step.scale_span + group * step.channel_pitch
+                epilogue.channels_in_b = False
+                epilogue.residual = NULL
+                epilogue.activation = step.after
+                if step.residual.data != NULL:
+                    get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, True, pixel, n, channel,
+                                  step.outs)
+                    epilogue.residual = block.residual
+                plan.isa.epilogue(&epilogue)
+            put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
+        done += n
