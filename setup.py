@@ -33,7 +33,7 @@ if os.environ.get("PWCONV_EMULATE_AMX") == "1":
 INSTRUCTION_SETS = {
     "x86_64": {
         "pyx/kernels/baseline.c": [],
-        "pyx/kernels/avx2.c": ["-mavx2", "-mfma"],
+        "pyx/kernels/avx2.c": ["-mavx2", "-mfma", "-mf16c"],
         "pyx/kernels/avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
         "pyx/kernels/avx512_bf16.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx512bf16"],
         "pyx/kernels/amx.c": [

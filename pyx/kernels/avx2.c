@@ -50,6 +50,79 @@ static inline vec gather(const float *from, const int32_t *index) {
     return _mm256_i32gather_ps(from, _mm256_loadu_si256((const __m256i *)index), sizeof(float));
 }
 
+/* For convert.h. */
+typedef int32_t ints __attribute__((vector_size(32)));
+
+#define HALVES
+
+static inline ints load_bytes(const void *p) {
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+}
+
+static inline ints load_words(const void *p) {
+    return (ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+}
+
+static inline __m128i low_words(ints x) {
+    const __m256i words = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xffff));
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+static inline void store_bytes(void *p, ints x) {
+    const __m128i words = low_words(x & 255);
+    _mm_storel_epi64(p, _mm_packus_epi16(words, words));
+}
+
+static inline void store_words(void *p, ints x) {
+    _mm_storeu_si128(p, low_words(x));
+}
+
+static inline ints ints_from_vec(vec v) {
+    return (ints)_mm256_cvtps_epi32(v);
+}
+
+static inline vec load_halves(const void *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+
+static inline void store_halves(void *p, vec v) {
+    _mm_storeu_si128(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* For interleave.h. */
+#define SHUFFLE(A, B, I, J, K, L) ((vec)_mm256_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
+
+static inline vec load_quads(const char *p, ptrdiff_t step) {
+    const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps((const float *)p));
+    return _mm256_insertf128_ps(first, _mm_loadu_ps((const float *)(p + step)), 1);
+}
+
+static inline void store_quads(char *p, ptrdiff_t step, vec v) {
+    _mm_storeu_ps((float *)p, _mm256_castps256_ps128(v));
+    _mm_storeu_ps((float *)(p + step), _mm256_extractf128_ps(v, 1));
+}
+
+/* The second half of 24 bytes begins four bytes before their middle, so that nothing behind them is read. */
+static inline ints load_pixels_3(const void *p) {
+    const __m256i run = _mm256_setr_m128i(_mm_loadu_si128(p), _mm_loadu_si128((const __m128i *)((const char *)p + 8)));
+    const __m256i bytes = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1, /* */
+                                           4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1);
+    return (ints)_mm256_shuffle_epi8(run, bytes);
+}
+
+static inline void store_pixels_3(void *p, ints x) {
+    const __m256i bytes = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1, /* */
+                                           0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    const __m256i run =
+        _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8((__m256i)x, bytes), _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 3, 7));
+    _mm_storeu_si128(p, _mm256_castsi256_si128(run));
+    _mm_storel_epi64((__m128i *)((char *)p + 16), _mm256_extracti128_si256(run, 1));
+}
+
+/* For stream.h. */
+#define STREAM_MR 4
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+
 #include "kernels/instruction_set.h"
 
 const isa_t pwconv_isa_avx2 = ISA_RECORD("avx2", 0, 12, 6, 4, 2, 0, 1);

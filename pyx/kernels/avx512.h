@@ -48,6 +48,74 @@ static inline vec gather(const float *from, const int32_t *index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), from, sizeof(float));
 }
 
+/* For convert.h. */
+typedef int32_t ints __attribute__((vector_size(64)));
+
+#define HALVES
+
+static inline ints load_bytes(const void *p) {
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+}
+
+static inline ints load_words(const void *p) {
+    return (ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+}
+
+static inline void store_bytes(void *p, ints x) {
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+static inline void store_words(void *p, ints x) {
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+static inline ints ints_from_vec(vec v) {
+    return (ints)_mm512_cvtps_epi32(v);
+}
+
+static inline vec load_halves(const void *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
+
+static inline void store_halves(void *p, vec v) {
+    _mm256_storeu_si256(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* For interleave.h. */
+#define SHUFFLE(A, B, I, J, K, L) ((vec)_mm512_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
+
+static inline vec load_quads(const char *p, ptrdiff_t step) {
+    const __m512 first = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p));
+    const __m512 two = _mm512_insertf32x4(first, _mm_loadu_ps((const float *)(p + step)), 1);
+    const __m512 three = _mm512_insertf32x4(two, _mm_loadu_ps((const float *)(p + 2 * step)), 2);
+    return _mm512_insertf32x4(three, _mm_loadu_ps((const float *)(p + 3 * step)), 3);
+}
+
+static inline void store_quads(char *p, ptrdiff_t step, vec v) {
+    _mm_storeu_ps((float *)p, _mm512_castps512_ps128(v));
+    _mm_storeu_ps((float *)(p + step), _mm512_extractf32x4_ps(v, 1));
+    _mm_storeu_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps(v, 2));
+    _mm_storeu_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps(v, 3));
+}
+
+static inline ints load_pixels_3(const void *p) {
+    const __m512i run = _mm512_maskz_loadu_epi32(0x0fff, p);
+    const __m512i quads = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+    const __m128i bytes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    return (ints)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(quads, run), _mm512_broadcast_i32x4(bytes));
+}
+
+static inline void store_pixels_3(void *p, ints x) {
+    const __m512i run = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+    const __m128i bytes = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    const __m512i quads = _mm512_shuffle_epi8((__m512i)x, _mm512_broadcast_i32x4(bytes));
+    _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
+}
+
+/* For stream.h. */
+#define STREAM_MR 8
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
+
 /* For split.h. */
 typedef uint16_t bf16s __attribute__((vector_size(32)));
 

@@ -33,6 +33,44 @@ static inline vec interleave_high(vec a, vec b) {
     return _mm_unpackhi_ps(a, b);
 }
 
+/* For convert.h. */
+typedef int32_t ints __attribute__((vector_size(16)));
+
+static inline ints load_bytes(const void *p) {
+    const __m128i zero = _mm_setzero_si128();
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return (ints)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(bytes), zero), zero);
+}
+
+static inline ints load_words(const void *p) {
+    return (ints)_mm_unpacklo_epi16(_mm_loadl_epi64(p), _mm_setzero_si128());
+}
+
+/* SSE2 has packs of signed integers only. */
+static inline __m128i low_words(ints x) {
+    return _mm_packs_epi32((__m128i)(x << 16 >> 16), _mm_setzero_si128());
+}
+
+static inline void store_bytes(void *p, ints x) {
+    const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(low_words(x & 255), _mm_setzero_si128()));
+    memcpy(p, &bytes, sizeof bytes);
+}
+
+static inline void store_words(void *p, ints x) {
+    _mm_storel_epi64(p, low_words(x));
+}
+
+static inline ints ints_from_vec(vec v) {
+    return (ints)_mm_cvtps_epi32(v);
+}
+
+#define SHUFFLE(A, B, I, J, K, L) ((vec)_mm_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
+
+/* For stream.h. */
+#define STREAM_MR 4
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+
 #include "kernels/four_lanes.h"
 
 #include "kernels/instruction_set.h"

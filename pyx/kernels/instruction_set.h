@@ -3,7 +3,15 @@
 
 #include "kernels/epilogue.h"
 
+#include "kernels/interleave.h"
+
+#include "kernels/convert.h"
+
+#include "kernels/planes.h"
+
 #include "kernels/pack.h"
+
+#include "kernels/stream.h"
 
 #include "kernels/head.h"
 
@@ -23,6 +31,9 @@
                     .micro_kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}}, \
         .pack = pack,                                                           \
         .pack_rows = pack_rows,                                                 \
+        .unpack = unpack,                                                       \
+        .stream = stream,                                                       \
+        .stream_mr = STREAM_MR,                                                 \
         .epilogue = epilogue,                                                   \
         .best = best,                                                           \
         .softmax = softmax,                                                     \

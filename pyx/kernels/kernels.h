@@ -39,8 +39,18 @@ typedef struct {
     float low, high; /* clip: the bounds; leaky_relu: low is the slope */
 } activation_t;
 
-/* Element types of a feature map. All but float32 are widened exactly when they are packed. */
-enum element_kind { KIND_FLOAT32, KIND_UINT8, KIND_INT8, KIND_UINT16, KIND_INT16, KIND_FLOAT16, KIND_BFLOAT16 };
+/* Element types of a feature map. All but float32 are widened exactly when they are packed. KIND_SWAPPED is added to a
+   kind of more than one byte whose bytes are in the order that is not the machine's; results are never so. */
+enum element_kind {
+    KIND_FLOAT32,
+    KIND_UINT8,
+    KIND_INT8,
+    KIND_UINT16,
+    KIND_INT16,
+    KIND_FLOAT16,
+    KIND_BFLOAT16,
+    KIND_SWAPPED = 8
+};
 
 /* The work of one call of a micro-kernel. */
 typedef struct {
@@ -96,6 +106,32 @@ typedef struct {
     const float *scale, *shift; /* one per channel, or NULL */
     activation_t activation;
 } pack_t;
+
+/* Copies planes of float32, [channel][pixel], into a feature map. Integers are rounded to the nearest (ties to even)
+   and limited to the range of their type, NaN becomes 0; float16 and bfloat16 are rounded to the nearest. */
+typedef struct {
+    const float *src;
+    ptrdiff_t pitch; /* floats from plane to plane */
+    ptrdiff_t channels, pixels;
+    char *y;
+    int kind;                     /* of y */
+    ptrdiff_t step, channel_step; /* bytes: from pixel to pixel, from channel to channel */
+} unpack_t;
+
+/* All out channels of a run of pixels of a layer with few channels: y = clip(sum + bias), planes in and out. */
+typedef struct {
+    const char *x;            /* float32 [channel][pixel], at any byte address */
+    ptrdiff_t x_channel_step; /* bytes */
+    ptrdiff_t k;
+    int x_far;             /* x lies in memory and not in cache: only a few channels are read at a time */
+    const float *weights;  /* [tile][channel][row]; the first outs % tiles tiles have a row more than the others */
+    ptrdiff_t outs, tiles; /* no tile has more than isa_t.stream_mr rows */
+    ptrdiff_t pixels;
+    char *y;
+    ptrdiff_t y_channel_step;
+    const float *bias;
+    float low, high; /* the clip; -inf and inf for none */
+} stream_t;
 
 /* The part of the epilogue that a micro-kernel does not do, in place on the sums that it left in `partial`. */
 typedef struct {
@@ -155,6 +191,9 @@ typedef struct {
     kernel_set_t float32;
     void (*pack)(const pack_t *);      /* dst[panel][channel][column] */
     void (*pack_rows)(const pack_t *); /* dst[column][channel]; width is the floats from column to column */
+    void (*unpack)(const unpack_t *);
+    void (*stream)(const stream_t *);
+    int stream_mr;
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);
     void (*softmax)(const head_t *);

@@ -46,4 +46,51 @@ static inline bf16s nearest(vec v) {
 }
 #endif
 
+/* For convert.h. */
+typedef int32_t ints __attribute__((vector_size(16)));
+
+#define HALVES
+
+static inline ints load_bytes(const void *p) {
+    uint32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return (ints)vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)))));
+}
+
+static inline ints load_words(const void *p) {
+    return (ints)vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)));
+}
+
+static inline void store_bytes(void *p, ints x) {
+    const uint16x4_t words = vmovn_u32((uint32x4_t)x);
+    const uint32_t bytes = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &bytes, sizeof bytes);
+}
+
+static inline void store_words(void *p, ints x) {
+    vst1_u8(p, vreinterpret_u8_u16(vmovn_u32((uint32x4_t)x)));
+}
+
+static inline ints ints_from_vec(vec v) {
+    return (ints)vcvtnq_s32_f32((float32x4_t)v);
+}
+
+static inline vec load_halves(const void *p) {
+    return (vec)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+
+static inline void store_halves(void *p, vec v) {
+    vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32((float32x4_t)v)));
+}
+
+#ifdef __clang__
+#define SHUFFLE(A, B, I, J, K, L) __builtin_shufflevector(A, B, I, J, 4 + (K), 4 + (L))
+#else
+#define SHUFFLE(A, B, I, J, K, L) __builtin_shuffle(A, B, (ints){I, J, 4 + (K), 4 + (L)})
+#endif
+
+/* For stream.h. */
+#define STREAM_MR 8
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
+
 #include "kernels/four_lanes.h"

@@ -52,7 +52,7 @@ cpu_facts_t pwconv_cpu_facts(void) {
 /* A register set counts only if the operating system saves it when it switches between threads. */
 int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
     const uint64_t avx_state = 0x6;
-    const uint32_t avx2_leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA;
+    const uint32_t avx2_leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
     const uint64_t avx512_state = 0xe6;
     const uint32_t avx512_leaf7 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
     const uint32_t avx512_bf16_leaf7_1 = 1 << 5;

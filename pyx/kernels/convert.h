@@ -1,0 +1,206 @@
+/* Conversions between float32 and every other element type, a vector at a time.
+
+   The file of an instruction set defines, for LANES elements at any byte address:
+     load_bytes(p), load_words(p)         unsigned integers of 8 and 16 bits
+     store_bytes(p, x), store_words(p, x) the low 8 and 16 bits of each integer
+     ints_from_vec(v)                     the nearest integers, ties to even
+     load_halves(p), store_halves(p, v)   float16, where it has instructions for them: it defines HALVES then
+   Denormal float16 are kept, although kernels run with denormal float32 counted as zero. */
+
+INLINE int element_size(int kind) {
+    kind &= ~KIND_SWAPPED;
+    return kind == KIND_FLOAT32 ? 4 : kind == KIND_UINT8 || kind == KIND_INT8 ? 1 : 2;
+}
+
+INLINE ivec splat_int(int32_t x) {
+    return (ivec){0} + x;
+}
+
+/* The value in the low `bits` of each integer, with its sign. */
+INLINE ivec sign_extended(ivec x, int bits) {
+    return x << (32 - bits) >> (32 - bits);
+}
+
+INLINE ivec swapped_words(ivec x) {
+    return (x << 8 & 0xff00) | (x >> 8 & 0xff);
+}
+
+INLINE ivec swapped_floats(ivec x) {
+    return x << 24 | (x << 8 & 0xff0000) | (x >> 8 & 0xff00) | (x >> 24 & 0xff);
+}
+
+INLINE vec vec_from_bits(ivec bits) {
+    return (vec)bits;
+}
+
+INLINE vec vec_from_ints(ivec x) {
+    return __builtin_convertvector(x, vec);
+}
+
+/* Float16 in the low halves of integers. A denormal float16 is an integer times 2^-24. */
+INLINE vec vec_from_halves(ivec x) {
+    const ivec sign = (x & 0x8000) << 16, rest = x & 0x7fff;
+    const ivec small = (ivec)(vec_from_ints(rest) * splat(0x1p-24f));
+    const ivec rebias = ((rest < 0x7c00) & (127 - 15) << 23) | ((rest >= 0x7c00) & (255 - 31) << 23);
+    const ivec is_small = rest < 0x400;
+    return vec_from_bits(sign | (is_small & small) | (~is_small & ((rest << 13) + rebias)));
+}
+
+/* The nearest float16, ties to even, in the low halves of integers. Adding 0.5 to a number below 2^-14 leaves a
+   multiple of 2^-24, the step of denormal float16, in the low bits of the sum. */
+INLINE ivec halves_from_vec(vec v) {
+    const ivec bits = (ivec)v, sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    const ivec small = (ivec)((vec)rest + splat(0.5f)) - (ivec)splat(0.5f);
+    const ivec normal = (rest + 0xfff + (rest >> 13 & 1) - ((127 - 15) << 23)) >> 13;
+    const ivec is_small = rest < (127 - 14) << 23, is_large = rest >= (127 + 16) << 23, is_nan = rest > 255 << 23;
+    const ivec large = splat_int(0x7c00) | (is_nan & (0x200 | (rest >> 13 & 0x3ff)));
+    return sign | (is_small & small) | (is_large & large) | (~(is_small | is_large) & normal);
+}
+
+/* The nearest bfloat16, ties to even, in the low halves of integers. */
+INLINE ivec bfloats_from_vec(vec v) {
+    const ivec bits = (ivec)v;
+    const ivec is_nan = (ivec)(v != v);
+    const ivec nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (~is_nan & nearest) | (is_nan & (bits >> 16 | 0x40));
+}
+
+#ifndef HALVES
+INLINE vec load_halves(const void *p) {
+    return vec_from_halves(load_words(p));
+}
+
+INLINE void store_halves(void *p, vec v) {
+    store_words(p, halves_from_vec(v));
+}
+#endif
+
+/* rint(v) limited to [low, high], which are integers; NaN becomes 0. */
+INLINE ivec rounded(vec v, float low, float high) {
+    const vec number = low < 0.0f ? (vec)((ivec)v & (ivec)(v == v)) : v; /* else larger() makes NaN low, which is 0 */
+    return ints_from_vec(smaller(splat(high), larger(number, splat(low))));
+}
+
+/* LANES elements of a kind that the compiler knows. */
+INLINE vec load_kind(const char *p, const int kind) {
+    switch (kind) {
+        case KIND_FLOAT32 | KIND_SWAPPED: return vec_from_bits(swapped_floats((ivec)load(p)));
+        case KIND_UINT8: return vec_from_ints(load_bytes(p));
+        case KIND_INT8: return vec_from_ints(sign_extended(load_bytes(p), 8));
+        case KIND_UINT16: return vec_from_ints(load_words(p));
+        case KIND_UINT16 | KIND_SWAPPED: return vec_from_ints(swapped_words(load_words(p)));
+        case KIND_INT16: return vec_from_ints(sign_extended(load_words(p), 16));
+        case KIND_INT16 | KIND_SWAPPED: return vec_from_ints(sign_extended(swapped_words(load_words(p)), 16));
+        case KIND_FLOAT16: return load_halves(p);
+        case KIND_FLOAT16 | KIND_SWAPPED: {
+            char native[LANES * sizeof(uint16_t)];
+            store_words(native, swapped_words(load_words(p)));
+            return load_halves(native);
+        }
+        case KIND_BFLOAT16: return vec_from_bits(load_words(p) << 16);
+        case KIND_BFLOAT16 | KIND_SWAPPED: return vec_from_bits(swapped_words(load_words(p)) << 16);
+        default: return load(p);
+    }
+}
+
+INLINE void store_kind(char *p, vec v, const int kind) {
+    switch (kind) {
+        case KIND_UINT8: store_bytes(p, rounded(v, 0.0f, 255.0f)); break;
+        case KIND_INT8: store_bytes(p, rounded(v, -128.0f, 127.0f)); break;
+        case KIND_UINT16: store_words(p, rounded(v, 0.0f, 65535.0f)); break;
+        case KIND_INT16: store_words(p, rounded(v, -32768.0f, 32767.0f)); break;
+        case KIND_FLOAT16: store_halves(p, v); break;
+        case KIND_BFLOAT16: store_words(p, bfloats_from_vec(v)); break;
+        default: store(p, v); break;
+    }
+}
+
+/* dst[i] = src[i], i < n, from or to elements of a kind that the compiler knows. The last vector overlaps the one
+   before; fewer elements than a vector has go through a buffer. */
+INLINE void widen_run_of(float *dst, const char *src, ptrdiff_t n, const int kind) {
+    const int size = element_size(kind);
+    if (n >= LANES) {
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES) store(dst + i, load_kind(src + i * size, kind));
+        if (i < n) store(dst + n - LANES, load_kind(src + (n - LANES) * size, kind));
+    } else if (n > 0) {
+        char few[LANES * sizeof(float)] = {0};
+        memcpy(few, src, (size_t)(n * size));
+        store_first(dst, load_kind(few, kind), (int)n);
+    }
+}
+
+INLINE void narrow_run_of(char *dst, const float *src, ptrdiff_t n, const int kind) {
+    const int size = element_size(kind);
+    if (n >= LANES) {
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES) store_kind(dst + i * size, load(src + i), kind);
+        if (i < n) store_kind(dst + (n - LANES) * size, load(src + n - LANES), kind);
+    } else if (n > 0) {
+        char few[LANES * sizeof(float)];
+        store_kind(few, load_first(src, (int)n), kind);
+        memcpy(dst, few, (size_t)(n * size));
+    }
+}
+
+/* X(KIND) for every kind that is converted. */
+#define NARROW_KINDS(X) X(KIND_UINT8) X(KIND_INT8) X(KIND_UINT16) X(KIND_INT16) X(KIND_FLOAT16) X(KIND_BFLOAT16)
+#define SWAPPED_KINDS(X)                                                                      \
+    X(KIND_FLOAT32 | KIND_SWAPPED)                                                            \
+    X(KIND_UINT16 | KIND_SWAPPED) X(KIND_INT16 | KIND_SWAPPED) X(KIND_FLOAT16 | KIND_SWAPPED) \
+        X(KIND_BFLOAT16 | KIND_SWAPPED)
+
+/* dst[i] = src[i]: elements of any kind to float32. */
+static void widen_run(float *dst, const char *src, ptrdiff_t n, int kind) {
+#define CASE(KIND) \
+    case KIND: widen_run_of(dst, src, n, KIND); break;
+    switch (kind) {
+        NARROW_KINDS(CASE)
+        SWAPPED_KINDS(CASE)
+        default: widen_run_of(dst, src, n, KIND_FLOAT32); break;
+    }
+#undef CASE
+}
+
+/* dst[i] = src[i]: float32 to elements of any native kind, rounded. */
+static void narrow_run(char *dst, const float *src, ptrdiff_t n, int kind) {
+#define CASE(KIND) \
+    case KIND: narrow_run_of(dst, src, n, KIND); break;
+    switch (kind) {
+        NARROW_KINDS(CASE)
+        default: narrow_run_of(dst, src, n, KIND_FLOAT32); break;
+    }
+#undef CASE
+}
+
+enum { STRIDED_RUN = 128 }; /* elements that are collected, or laid out, at a time */
+
+/* dst[i] = src[i * step] */
+static void widen_strided(float *dst, const char *src, ptrdiff_t step, ptrdiff_t n, int kind) {
+    const int size = element_size(kind);
+    if (step == size) {
+        widen_run(dst, src, n, kind);
+        return;
+    }
+    char run[STRIDED_RUN * sizeof(float)];
+    for (ptrdiff_t i = 0; i < n; i += STRIDED_RUN) {
+        const ptrdiff_t some = n - i < STRIDED_RUN ? n - i : STRIDED_RUN;
+        copy_elements(run, size, src + i * step, step, some, size);
+        widen_run(dst + i, run, some, kind);
+    }
+}
+
+/* dst[i * step] = src[i] */
+static void narrow_strided(char *dst, ptrdiff_t step, const float *src, ptrdiff_t n, int kind) {
+    const int size = element_size(kind);
+    if (step == size) {
+        narrow_run(dst, src, n, kind);
+        return;
+    }
+    char run[STRIDED_RUN * sizeof(float)];
+    for (ptrdiff_t i = 0; i < n; i += STRIDED_RUN) {
+        const ptrdiff_t some = n - i < STRIDED_RUN ? n - i : STRIDED_RUN;
+        narrow_run(run, src + i, some, kind);
+        copy_elements(dst + i * step, step, run, size, some, size);
+    }
+}
