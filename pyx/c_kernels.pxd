@@ -62,10 +62,10 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct unpack_t:
         const float* src
-        Py_ssize_t pitch, rows, columns
-        char* dst
+        Py_ssize_t pitch, channels, pixels
+        char* y
         int kind
-        Py_ssize_t row_step, column_step
+        Py_ssize_t step, channel_step
 
     ctypedef struct stream_t:
         const char* x

@@ -15,19 +15,19 @@ cdef void put_rectangle(const isa_t* isa, const FeatureMap* m, Py_ssize_t span, 
     while done < pixels:
         run = run_from(m, pixel + done)
         n = min(run.count, pixels - done)
-        unpack.dst = run.at + span * m.span_step + channel * m.channel_step
+        unpack.y = run.at + span * m.span_step + channel * m.channel_step
         if pixels_in_rows:
             unpack.src = src + done
-            unpack.rows = channels
-            unpack.columns = n
-            unpack.row_step = m.channel_step
-            unpack.column_step = run.step
-        else:
+            unpack.channels = channels
+            unpack.pixels = n
+            unpack.channel_step = m.channel_step
+            unpack.step = run.step
+        else:                      # transposed: the kernel's planes are pixels
             unpack.src = src + done * pitch
-            unpack.rows = n
-            unpack.columns = channels
-            unpack.row_step = run.step
-            unpack.column_step = m.channel_step
+            unpack.channels = n
+            unpack.pixels = channels
+            unpack.channel_step = run.step
+            unpack.step = m.channel_step
         isa.unpack(&unpack)
         done += n
 

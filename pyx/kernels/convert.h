@@ -145,10 +145,10 @@ INLINE void narrow_run_of(char *dst, const float *src, ptrdiff_t n, const int ki
 
 /* X(KIND) for every kind that is converted. */
 #define NARROW_KINDS(X) X(KIND_UINT8) X(KIND_INT8) X(KIND_UINT16) X(KIND_INT16) X(KIND_FLOAT16) X(KIND_BFLOAT16)
-#define SWAPPED_KINDS(X)                                                                      \
-    X(KIND_FLOAT32 | KIND_SWAPPED)                                                            \
-    X(KIND_UINT16 | KIND_SWAPPED) X(KIND_INT16 | KIND_SWAPPED) X(KIND_FLOAT16 | KIND_SWAPPED) \
-        X(KIND_BFLOAT16 | KIND_SWAPPED)
+#define SWAPPED_KINDS(X)           \
+    X(KIND_FLOAT32 | KIND_SWAPPED) \
+    X(KIND_UINT16 | KIND_SWAPPED)  \
+    X(KIND_INT16 | KIND_SWAPPED) X(KIND_FLOAT16 | KIND_SWAPPED) X(KIND_BFLOAT16 | KIND_SWAPPED)
 
 /* dst[i] = src[i]: elements of any kind to float32. */
 static void widen_run(float *dst, const char *src, ptrdiff_t n, int kind) {

@@ -129,8 +129,8 @@ typedef struct {
     ptrdiff_t pixels;
     char *y;
     ptrdiff_t y_channel_step;
-    const float *bias;
-    float low, high; /* the clip; -inf and inf for none */
+    const float *bias; /* NULL: neither bias nor clip */
+    float low, high;   /* the clip; -inf and inf for none */
 } stream_t;
 
 /* The part of the epilogue that a micro-kernel does not do, in place on the sums that it left in `partial`. */

@@ -15,11 +15,10 @@ typedef struct {
     char *y;
     ptrdiff_t y_channel_step;
     ptrdiff_t pixels;
-    const float *bias;
+    const float *bias; /* NULL: the sum is not finished */
     float low, high;
     enum { SUM_IS_NEW, SUM_CONTINUES, SUM_IS_ADDED } sum; /* to what y holds */
-    int last;
-    const char *prefetch; /* what is read next: as many channels as this; or NULL */
+    const char *prefetch;                                 /* what is read next: as many channels as this; or NULL */
     ptrdiff_t prefetch_channels;
 } stream_part_t;
 
@@ -51,7 +50,7 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
         vec out = sum[r][v];
         if (p->sum == SUM_IS_ADDED) out += PARTIAL ? load_first(here, lanes) : load(here);
-        if (p->last) out = clip(out + splat(p->bias[r]), low, high);
+        if (p->bias) out = clip(out + splat(p->bias[r]), low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
         } else {
@@ -97,14 +96,14 @@ static void stream(const stream_t *s) {
     do {
         p.k = smaller_of(s->k - channel, at_once);
         p.x = s->x + channel * s->x_channel_step;
-        p.last = channel + p.k == s->k;
+        const int last = channel + p.k == s->k;
         p.sum = channel == 0 ? SUM_IS_NEW : s->k > SUM_BLOCK ? SUM_IS_ADDED : SUM_CONTINUES;
-        p.prefetch = p.last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
-        p.prefetch_channels = !s->x_far ? 0 : smaller_of(p.last ? s->k : s->k - channel - p.k, STREAMS);
+        p.prefetch = last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
+        p.prefetch_channels = !s->x_far ? 0 : smaller_of(last ? s->k : s->k - channel - p.k, STREAMS);
         for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
             const ptrdiff_t mr = base + (tile < taller);
             p.weights = s->weights + row * s->k + channel * mr;
-            p.bias = s->bias + row;
+            p.bias = last && s->bias ? s->bias + row : NULL;
             p.y = s->y + row * s->y_channel_step;
             kernel[mr](&p);
             p.prefetch_channels = 0;
