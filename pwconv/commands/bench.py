@@ -1,4 +1,4 @@
-"""The benchmark command: pwconv and its peers on the layers of published networks, and what the machine allows."""
+"""The benchmark command: pwconv and its peers on the layers of published networks, beside the machine's limits."""
 
 import argparse
 import importlib.util
@@ -36,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options; `layers` are workloads, `peers` names, `without` says why the other peers do not race.
+    """Return the options: `layers` are workloads, `peers` names, and `without` says why other peers are left out.
 
-    Of the precisions that are float32 here, `float32`, only the first is left among `precisions`.
+    `float32` are those of the requested precisions that compute in float32 here; only the first of them stays in
+    `precisions`.
     """
     supported = runtime.engine.isa_supported()
     parser = argparse.ArgumentParser(
@@ -128,8 +129,8 @@ def _names(text: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Race, print and write, in the environment of race_environment."""
-    _progress("measuring what the machine allows")
+    """Race, print the report and write files; the environment is that of `race_environment`."""
+    _progress("measuring the limits of the machine")
     machine = measure(options.isa, options.threads)
     _progress()
     print("\n\n".join(introduction(options, machine)))
@@ -157,6 +158,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _progress(text: str = "") -> None:
-    """Say what is going on until the next call, where somebody may be looking."""
+    """Show a line on a terminal until the next call replaces it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

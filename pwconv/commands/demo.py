@@ -1,4 +1,4 @@
-"""What pointwise convolutions are for, on inputs whose answers are known: ``python -m pwconv demo [IMAGE]``.
+"""The demo: two uses of pointwise convolutions, on inputs with known results: ``python -m pwconv demo [IMAGE]``.
 
 All work goes through the public interface. NumPy is enough; a picture of one's own needs Pillow.
 """
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 class Check(NamedTuple):
-    """A layer beside its NumPy twin: seconds a call by name, the largest error as a share of the largest value."""
+    """A layer against NumPy: the seconds of a call by name, and the largest error as a share of the largest value."""
 
     layer: str
     seconds: dict[str, float]
@@ -43,7 +43,7 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
     for layout, axes in {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}.items():
         layer, twin = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
         map_ = np.ascontiguousarray(x.transpose(axes))
-        # Whatever our own threads are, those of NumPy's BLAS are as many as there are CPUs.
+        # NumPy's BLAS uses all CPUs, whatever the number of our threads.
         seconds = race(
             {"pwconv": partial(layer, map_), "NumPy": partial(twin, map_)}, rounds=ROUNDS, threads=os.cpu_count() or 1
         )
@@ -52,7 +52,7 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
                 f"{name}  {layout}",
                 {contender: statistics.median(rounds) for contender, rounds in seconds.items()},
                 pwconv.verify(layer, map_).relative_error,
-                # float32 sums of K products are off by about sqrt(K) roundings of 6e-8 each
+                # the error of a float32 sum of K products is about sqrt(K) roundings of 6e-8 each
                 1e-7 * (4 * math.sqrt(layer.in_channels) + 8),
             )
         )
@@ -88,9 +88,9 @@ def nearest_prototype(prototypes: np.ndarray, **options: Any) -> pwconv.Pointwis
 def made_scene(
     rng: np.random.Generator, *, classes: int, channels: int, size: int, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patches of known classes, each pixel being its class's prototype under noise.
+    """Make patches of known classes; each pixel is the prototype of its class plus noise.
 
-    Returns x (1, channels, size, size), the truth (size, size) and the prototypes (classes, channels).
+    Returns x (1, channels, size, size), the true labels (size, size) and the prototypes (classes, channels).
     """
     prototypes = rng.standard_normal((classes, channels), dtype=np.float32)
     centres = size * rng.random((2, 3 * classes, 1, 1))
@@ -102,7 +102,7 @@ def made_scene(
 
 
 def _drawing(labels: np.ndarray, rows: int, columns: int) -> str:
-    """A sample of a label map, one letter for each class."""
+    """Draw a sample of a label map with one letter per class."""
     height, width = labels.shape
     sample = labels[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
     return "\n".join("".join(chr(ord("a") + label) for label in line) for line in sample)
@@ -138,7 +138,7 @@ class Conv(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A 3x3 layer on maps of `size` x `size`: as it is, and with 1x1 layers around it."""
+    """A 3x3 layer on maps of `size` x `size`: alone, and with 1x1 layers before and after it."""
 
     size: int
     plain: tuple[Conv, ...]
@@ -153,7 +153,7 @@ STAGES = (
 
 
 class Cost(NamedTuple):
-    """What a path of convolutions takes; `activations` are the elements of the map that its 3x3 layer reads."""
+    """The cost of a sequence of convolutions; `activations` are the elements that its 3x3 layer reads."""
 
     multiply_adds: int
     weights: int
@@ -219,7 +219,7 @@ def _channel_reduction(rng: np.random.Generator) -> list[Check]:
 
 
 def find_colours(pixels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` colours that stand for the `pixels` (P, 3), by k-means; fewer where the picture has fewer."""
+    """Find at most `count` representative colours of the `pixels` (P, 3) by k-means."""
     colours = rng.choice(pixels, 1)
     while len(colours) < count:
         distance = ((pixels[:, None] - colours) ** 2).sum(axis=-1, dtype=np.float64).min(axis=1)
