@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pwconv import runtime
-from pwconv.commands.limits import Machine
+from pwconv.commands.limits import Level, Limit, Machine
 from pwconv.commands.page import terminal_width
 from pwconv.commands.peers import PEERS
 from pwconv.commands.race import FLOAT32_ERROR, MARGIN, Result
+from pwconv.commands.workloads import Workload
 
 
 def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
@@ -174,6 +175,7 @@ def record(
     """Return everything that was measured, in types that JSON represents."""
     return {
         "pwconv": runtime.config(),
+        "date": options.date,
         "peers": {name: PEERS[name].version for name in options.peers},
         "options": {
             name: getattr(options, name) for name in ("layout", "threads", "isa", "precisions", "float32", "rounds")
@@ -203,3 +205,44 @@ def record(
         ],
         "geometric_means": {**means, "other_ratios": other_ratios(results)},
     }
+
+
+def restore(saved: Mapping[str, Any]) -> tuple[argparse.Namespace, Machine, list[Result]]:
+    """Return what `record` was given, as far as the pictures need it: the options, the machine and the races.
+
+    Raises KeyError, TypeError or ValueError where `saved` is no such record.
+    """
+    options = argparse.Namespace(
+        **saved["options"], peers=[*saved["peers"]], cpu=saved["pwconv"]["cpu"], date=saved["date"]
+    )
+    unknown = {*options.peers} - {*PEERS}
+    if unknown:
+        raise ValueError(f"there is no peer {', '.join(sorted(unknown))}")
+    levels = [
+        Level(**level | {"capacity": math.inf if level["capacity"] is None else level["capacity"]})
+        for level in saved["machine"]["levels"]
+    ]
+    machine = Machine(options.isa, options.threads, saved["machine"]["peak_gflops"], tuple(levels))
+    results = []
+    for layer in saved["layers"]:
+        workload = Workload(*(layer[name] for name in Workload._fields))
+        results.append(
+            Result(
+                workload,
+                Limit(workload.flops / layer["limit_gflops"] * 1e-9, layer["bound_by"]),
+                {_contender(name): rounds for name, rounds in layer["seconds"].items()},
+                tuple(layer["wrong"]),
+                tuple(layer["lost"]),
+                layer["errors"],
+                options.precisions[0],
+            )
+        )
+    if not results:
+        raise ValueError("there is no layer")
+    return options, machine, results
+
+
+def _contender(name: str) -> tuple[str, str]:
+    """Return column and way of what `record` wrote as one word or several."""
+    column, _, way = name.partition(" ")
+    return column, way
