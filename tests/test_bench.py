@@ -872,6 +872,18 @@ def test_the_tallest_tile_of_each_kind_and_width_is_simulated():
     assert chosen(tiles, "panel_*x1") == ["panel_1x1", "panel_12x1", "panel_9x1"]
 
 
+def test_different_results_are_counted_for_the_same_numbers():
+    bits = script("bits")
+    workload = Workload("a", "b", 1, 5, 4, 300, 9)
+    one, four = bits.operands(workload, "NCHW", 1), bits.operands(workload, "NHWC", 4)
+    assert four.x.shape == (4, 5, 4, 300)
+    np.testing.assert_array_equal(np.moveaxis(four.x[3], -1, 0), one.x[0])
+    np.testing.assert_array_equal(four.weight, one.weight)
+    found = bits.results(workload, runtime.engine.isa_active())
+    assert len(found["pwconv"]) == len(found["numpy"]) == 4
+    assert len(set(found["pwconv"])) == 1
+
+
 def test_flags_of_the_build_are_found():
     settings = script("machine_code").build_settings()
     assert "-ffp-contract=off" in settings["COMMON_FLAGS"]
