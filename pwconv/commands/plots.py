@@ -151,8 +151,9 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
         if corner > left:
             lines.append(([start, corner], [level.read * start, machine.peak]))
             axes.plot(*lines[-1], "--", color="0.5", linewidth=1)
-            # Memory's line may lie closely below that of the last cache: its name is on the other side.
-            offset, side = ((4, 14), "baseline") if level is not machine.levels[-1] else ((12, 2), "top")
+            # The lowest line may lie closely below the next one: its name is on the other side.
+            lowest = level.read == min(level.read for level in machine.levels)
+            offset, side = ((16, 0), "top") if lowest else ((4, 14), "baseline")
             along = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True, "color": "0.4"}
             text = f"{level.name}, {level.read:.0f} GB/s"
             notes.append(axes.annotate(text, (start, level.read * start), offset, **_NOTE, **along, va=side))
