@@ -2,9 +2,10 @@
 
     python benchmarks/machine_code.py [--tiles PATTERN] [--llvm-mca PROGRAM] [--save FOLDER]
 
-compiles pyx/kernels/*.c as setup.py does, takes from each register tile's function the loop with the most FMAs, and lets
-llvm-mca simulate it, as if all loads hit L1. A core whose compiler is missing is named and passed over. Models differ
-between versions of LLVM, and some are wrong: where one starts fewer FMAs in a cycle than the core does, that is said.
+compiles pyx/kernels/*.c as setup.py does, takes the loop with the most FMAs from each register tile's function, and
+lets llvm-mca simulate it, as if all loads hit L1. A core whose compiler is missing is named and passed over. Models
+differ between versions of LLVM, and some are wrong: where one starts fewer FMAs in a cycle than the core does, that
+is said.
 """
 
 import argparse

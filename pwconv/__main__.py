@@ -18,7 +18,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("config", help="print the configuration; so does no command at all")
     demo_parser = commands.add_parser("demo", help="the two uses at work, checked against NumPy and timed beside it")
     demo_parser.add_argument(
-        "image", nargs="?", type=Path, help="a picture: its label map and its reconstruction are written next to it"
+        "image",
+        nargs="?",
+        help="a picture: its label map and its reconstruction are written next to it; skimage:coffee is a photograph "
+        "of scikit-image's, whose files go to the current folder",
+    )
+    demo_parser.add_argument(
+        "--composite",
+        type=Path,
+        metavar="FILE",
+        help="write the picture, its labels and three of its principal components side by side",
     )
     # Listed here for --help; the benchmark's own parser reads the words that follow.
     commands.add_parser("bench", help="race the installed peers on the layers of published networks", add_help=False)
@@ -28,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bench.main(words[1:])
     arguments = parser.parse_args(words)
     if arguments.command == "demo":
-        return demo.main(arguments.image)
+        if arguments.composite and not arguments.image:
+            demo_parser.error("argument --composite: name a picture, too")
+        return demo.main(arguments.image, arguments.composite)
     pwconv.show_config()
     return 0
 

@@ -1,7 +1,7 @@
 """Every function and method of the package in NumPy. This module defines what the compiled engine computes.
 
 Functions compute in float32, or in float64 (`dtype=numpy.float64`) as a reference for errors. NumPy chooses the order
-of summation, so the last bits differ from those of the engine. Denormal numbers are kept; the engine counts them as zero.
+of summation, so the last bits differ from those of the engine. Denormal numbers are kept; for the engine they are zero.
 """
 
 import math

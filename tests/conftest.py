@@ -61,7 +61,9 @@ def _with_float32():
 
 def _with_units():
     """Those whose own units are for bfloat16."""
-    return [name for name in _supported() if name in _ENGINE.isa_kernel_sets(name).values() and name not in _with_float32()]
+    return [
+        name for name in _supported() if name in _ENGINE.isa_kernel_sets(name).values() and name not in _with_float32()
+    ]
 
 
 def _forced(request):

@@ -19,7 +19,7 @@ from pwconv.commands import race as racing
 from pwconv.commands.limits import Level, Limit, Machine, footprints, measure
 from pwconv.commands.peers import PEERS, Operands, Peer
 from pwconv.commands.race import Result, compete, race
-from pwconv.commands.report import Table, conclusion, geometric_means, introduction
+from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record, restore
 from pwconv.commands.workloads import LAYOUTS, NETWORKS, SHAPES, Workload, select
 
 STRIDED = Workload("a", "b", 2, 5, 6, 3, 4, 2)
@@ -425,6 +425,7 @@ def test_options_are_read():
         ("--isa sse9", "invalid choice: 'sse9'"),
         ("--layout NCWH", "invalid choice"),
         ("--json nowhere/at/all.json", "there is no folder nowhere/at"),
+        ("--replot race.json", "name a picture, by --plot or --plot-errors"),
     ],
 )
 def test_options_that_cannot_be_are_explained(capsys, words, message):
@@ -574,7 +575,7 @@ def test_errors_are_drawn_against_times(monkeypatch):
     ]
     options = bench.parse(["--peers", "", "--precision", "highest", "--threads", "1", "--plot-errors", "e.png"])
     options.precisions, options.peers = ["highest", "medium"], ["torch"]
-    plots.draw_errors(options, MACHINE, layers)
+    plots.draw_errors(options, MACHINE, layers, options.plot_errors)
     ((figure, path),) = drawn
     (axes,) = figure.axes
     # A GFLOP in 0.02 s is 40 ps for each of its 500 million multiply-adds.
@@ -584,8 +585,96 @@ def test_errors_are_drawn_against_times(monkeypatch):
     assert points["torch"] == [(pytest.approx(80), pytest.approx(4e-7))]  # the layer without error is left out
     assert [(pytest.approx(10), pytest.approx(2e-3)), (pytest.approx(40), pytest.approx(2e-3))] in points.values()
     assert "picoseconds" in axes.get_xlabel()
-    assert "NCHW, threads: 1" in axes.get_title()
+    assert "NCHW, 1 thread" in axes.get_title()
     assert path.name == "e.png"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would have been saved."""
+    figures = []
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(figure_class, "savefig", lambda figure, path, dpi: figures.append(figure))
+    return figures
+
+
+def options_of(peers, precisions=("highest",)):
+    options = bench.parse(["--peers", "", "--threads", "1"])
+    options.peers, options.precisions = list(peers), list(precisions)
+    return options
+
+
+def test_bars_are_as_long_as_the_rates(drawn):
+    layers = [
+        result(pwconv=[0.02], out=[0.0125], conv2d=[0.04], mkl=[0.0125]),
+        result(pwconv=[0.0125], out=[0.0125], conv2d=[0.01], mkl=[0.02]),
+    ]
+    plots.draw_bars(options_of(["torch", "mkl"]), layers, Path("a.png"))
+    rates, ratios = drawn[0].axes
+    bars = {bar.get_label(): [patch.get_width() for patch in bar] for bar in rates.containers}
+    assert bars == {
+        "pwconv": pytest.approx([50, 80]),
+        "torch": pytest.approx([25, 100]),
+        "mkl (product alone)": pytest.approx([80, 50]),
+    }
+    tops = [sorted(patch.get_y() for patch in bar) for bar in rates.containers]
+    assert [round(top) for top in tops[0]] == [0, 1]
+    limits = next(lines for lines in rates.collections if lines.get_label().startswith("limit"))
+    assert [segment[0][0] for segment in limits.get_segments()] == pytest.approx([100, 100])
+    # MKL is given a buffer, so it is compared with what pwconv writes into one.
+    points = [list(line.get_xdata()) for line in ratios.lines]
+    assert pytest.approx([2.0, 0.8]) in points
+    assert pytest.approx([1.0, 1.6]) in points
+    assert "GFLOP/s" in rates.get_xlabel()
+    assert [label.get_text() for label in rates.get_yticklabels()] == ["net layer\n1000x1000, 25 to 20"] * 2
+    (legend,) = drawn[0].legends
+    assert "NCHW, 1 thread" in legend.get_title().get_text()
+    assert legend.get_texts()[0].get_text() == "pwconv"
+
+
+def test_bars_of_several_precisions(drawn):
+    seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.03], "bf16": [0.01]}
+    plots.draw_bars(
+        options_of(["torch", "torch-bf16"], ["highest", "medium"]), [result(medium=[0.005], **seconds)], Path("a.png")
+    )
+    rates, ratios = drawn[0].axes
+    assert [bar.get_label() for bar in rates.containers] == ["pwconv highest", "pwconv medium", "torch", "torch-bf16"]
+    # bfloat16 with bfloat16.
+    assert [list(line.get_xdata()) for line in ratios.lines[:2]] == [pytest.approx([1.5]), pytest.approx([2.0])]
+
+
+@pytest.mark.parametrize("count", [4, plots.MOST_NAMES + 10])
+def test_names_on_the_roofline_cover_nothing(drawn, count):
+    layers = [
+        Result(
+            Workload("net", f"l{number}", 1, 50, 50, 30 + 7 * (number % 5), 40 + number),
+            Limit(0.01, "FMA"),
+            {("pwconv", ""): [1e-4 + 1e-6 * number], ("out=", ""): [1e-4], ("torch", "conv2d"): [2e-4]},
+        )
+        for number in range(count)
+    ]
+    plots.draw_roofline(options_of(["torch"]), MACHINE._replace(peak=400.0), layers, Path("a.png"))
+    (axes,) = drawn[0].axes
+    texts = [text for text in axes.texts if text.get_text()]
+    names = [text.get_text() for text in texts]
+    if count > plots.MOST_NAMES:
+        assert {str(number) for number in range(1, count + 1)} <= set(names)
+        assert f"{count}  net l{count - 1}" in "".join(names)
+    else:
+        assert {str(layer.workload) for layer in layers} <= set(names)
+    boxes = [text.get_window_extent() for text in texts]
+    crossing = [
+        (names[i], names[j])
+        for i in range(len(boxes))
+        for j in range(i)
+        if plots._overlap(boxes[i].padded(-1).extents, boxes[j].padded(-1).extents)
+    ]
+    assert crossing == []
+    marks = [
+        axes.transData.transform(xy) for line in axes.lines if line.get_label()[0] != "_" for xy in line.get_xydata()
+    ]
+    assert len(marks) == 2 * count
+    assert not any(box.contains(*mark) for box in boxes for mark in marks)
 
 
 def test_each_contender_has_a_style_of_its_own():
@@ -665,12 +754,49 @@ def test_the_command_races_several_precisions(tmp_path):
 
 def test_the_command_draws_what_it_measured(tmp_path):
     pytest.importorskip("matplotlib")
-    roofline, errors = tmp_path / "roof.png", tmp_path / "errors.png"
-    words = ("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", roofline, "--plot-errors", errors)
-    done = run_bench(*words)
+    bars, errors, kept = (tmp_path / name for name in ("bars.png", "errors.png", "race.json"))
+    words = ("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", bars, "--plot-errors", errors)
+    done = run_bench(*words, "--json", kept)
     assert done.returncode == 0, done.stderr
-    for path in (roofline, errors):
+    for path in (bars, tmp_path / "bars.roofline.png", errors):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+    # The same pictures from the kept figures.
+    before = bars.read_bytes()
+    for path in (bars, errors):
+        path.unlink()
+    replotted = run_bench("--replot", kept, "--plot", bars, "--plot-errors", errors)
+    assert (replotted.returncode, replotted.stdout, replotted.stderr) == (0, "", "")
+    assert errors.exists()
+    assert bars.read_bytes() == before
+
+
+def test_what_was_kept_is_restored(tmp_path):
+    layers = [result(errors={"pwconv": 1e-7}, pwconv=[0.02, 0.03, 0.01], out=[0.0125], conv2d=[0.04], linear=[0.05])]
+    options = options_of(["torch"])
+    kept = json.loads(json.dumps(record(options, MACHINE, layers, geometric_means(layers))))
+    restored, machine, results = restore(kept)
+    assert results[0].seconds == layers[0].seconds
+    assert results[0].limit == (pytest.approx(0.01), "FMA")
+    assert results[0].workload == layers[0].workload
+    assert (results[0].errors, results[0].gflops) == (layers[0].errors, layers[0].gflops)
+    assert machine == MACHINE._replace(isa=options.isa)
+    for name in ("layout", "threads", "isa", "precisions", "peers", "cpu", "date"):
+        assert getattr(restored, name) == getattr(options, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), ("{", "is not what --json writes"), ('{"options": {}}', "is not what --json writes")],
+)
+def test_what_cannot_be_drawn_again(content, message, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "race.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        bench.parse(["--replot", str(path), "--plot", str(tmp_path / "a.png")])
+    assert message in capsys.readouterr().err
 
 
 # The scripts ----------------------------------------------------------------------------------------------------------
@@ -744,6 +870,18 @@ def test_the_tallest_tile_of_each_kind_and_width_is_simulated():
     tiles = ["panel_1x1", "panel_12x1", "panel_9x1", "rowwise_2x1", "panel_2x4"]
     assert chosen(tiles, None) == ["panel_12x1", "rowwise_2x1", "panel_2x4"]
     assert chosen(tiles, "panel_*x1") == ["panel_1x1", "panel_12x1", "panel_9x1"]
+
+
+def test_different_results_are_counted_for_the_same_numbers():
+    bits = script("bits")
+    workload = Workload("a", "b", 1, 5, 4, 300, 9)
+    one, four = bits.operands(workload, "NCHW", 1), bits.operands(workload, "NHWC", 4)
+    assert four.x.shape == (4, 5, 4, 300)
+    np.testing.assert_array_equal(np.moveaxis(four.x[3], -1, 0), one.x[0])
+    np.testing.assert_array_equal(four.weight, one.weight)
+    found = bits.results(workload, runtime.engine.isa_active())
+    assert len(found["pwconv"]) == len(found["numpy"]) == 4
+    assert len(set(found["pwconv"])) == 1
 
 
 def test_flags_of_the_build_are_found():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -174,6 +175,52 @@ def test_picture_of_a_single_pixel(tmp_path, no_clock):
         assert Image.open(tmp_path / name).convert("RGB").getpixel((0, 0)) == (10, 20, 30)
 
 
+def test_a_photograph_of_scikit_image_beside_its_results(tmp_path, monkeypatch, no_clock):
+    """The composite holds the photograph, the labels in their colours, and components; each of them as wide."""
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["demo", "skimage:coffee", "--composite", "all.png"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"coffee.labels.png", "coffee.reduced.png", "all.png"}
+    photo, whole = Image.fromarray(skimage.data.coffee()), Image.open("all.png")
+    assert whole.width == 3 * 460 + 2 * 10
+    size = 460, whole.height
+    panels = [whole.crop((left, 0, left + 460, whole.height)) for left in (0, 470, 940)]
+    labels = Image.open("coffee.labels.png").convert("RGB")
+    for panel, expected in zip(panels, (photo, labels), strict=False):
+        difference = np.asarray(panel, float) - np.asarray(expected.resize(size), float)
+        assert np.abs(difference).max() <= 2
+    spread = np.ptp(np.asarray(panels[2]).reshape(-1, 3), axis=0)
+    assert spread.min() > 200
+    assert np.asarray(whole)[:, 460:470].min() == 255
+
+
+def test_components_as_colours_are_stretched():
+    components = np.random.default_rng(5).normal(3, 2, (50, 40, 6))
+    colours = demo._as_colours(components, 2)
+    assert colours.shape == (100, 80, 3)
+    np.testing.assert_array_equal(colours[::2, ::2], colours[1::2, 1::2])
+    low, high = np.percentile(components[..., :3], (1, 99), axis=(0, 1))
+    inside = (components[..., :3] > low) & (components[..., :3] < high)
+    np.testing.assert_allclose(((components[..., :3] - low) / (high - low))[inside], colours[::2, ::2][inside])
+    assert (colours.min(), colours.max()) == (0, 1)
+    assert (demo._as_colours(np.ones((2, 2, 3)), 1) == 0).all()  # a flat picture
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["skimage:teacup"], "scikit-image has no picture called 'teacup'"),
+        (["--composite", "all.png"], "name a picture, too"),
+    ],
+)
+def test_a_picture_that_is_not_there(words, message, capsys):
+    try:
+        status = command_line.main(["demo", *words])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
 def test_picture_name_that_the_terminal_cannot_show(tmp_path):
     Image.new("RGB", (6, 6)).save(tmp_path / "写真.png")
     result = run("demo", tmp_path / "写真.png", PYTHONIOENCODING="ascii")
@@ -185,6 +232,10 @@ def test_without_pillow(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert demo.main(tmp_path / "photo.png") == 2
     assert "needs Pillow: python -m pip install pillow" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert demo.main("skimage:coffee") == 2
+    assert "needs scikit-image: python -m pip install scikit-image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"not a picture"], ids=["missing", "no picture"])

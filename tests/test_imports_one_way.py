@@ -20,7 +20,7 @@ PACKAGE = Path(pwconv.__file__).parent
 LATE = {
     "pwconv.runtime": {"platform", "textwrap"},
     "pwconv.reduce": {"concurrent.futures"},
-    "pwconv.commands.demo": {"PIL"},
+    "pwconv.commands.demo": {"PIL", "skimage"},
     "pwconv.commands.peers": {"onnx", "onnxruntime", "torch", "torch.nn"},
     "pwconv.commands.plots": {"matplotlib.figure", "matplotlib.ticker"},
 }
@@ -101,4 +101,4 @@ def test_only_the_entry_point_imports_commands():
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_late_imports_are_those_that_are_allowed(name):
-    assert imports_of(SOURCES[name])[1] == LATE.get(name, set())
+    assert imports_of(SOURCES[name])[1] <= LATE.get(name, set())

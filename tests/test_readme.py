@@ -1,4 +1,4 @@
-"""The README's Python, which is one session, prints what the README says; the functions that it names exist."""
+"""Each README's Python, which is one session, prints what the README says; what READMEs name and link to exists."""
 
 import doctest
 import re
@@ -8,35 +8,86 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {".py", ".pyx", ".pxi", ".h"}
+READMES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *ROOT.glob("[!.]*/README.md")])
+# What a README has of its own, at least: examples, tests that it names.
+EXAMPLES = {"README.md": 20, "pwconv/README.md": 45}
+NAMED_TESTS = {"pwconv/README.md": 15, "tests/README.md": 40}
+
+
+def text_of(readme):
+    return (ROOT / readme).read_text(encoding="utf-8")
+
+
+def test_all_readmes_are_found():
+    assert set(READMES) >= {"README.md", "benchmarks/README.md", "pwconv/README.md", "pyx/README.md", "tests/README.md"}
+    assert len(text_of("README.md").splitlines()) <= 220
 
 
 @pytest.mark.thread_unsafe(reason="doctest takes the standard output of the whole process")
-def test_the_tour_runs():
-    failed, attempted = doctest.testfile("../README.md", encoding="utf-8")
+@pytest.mark.parametrize("readme", READMES)
+def test_examples_run(readme):
+    failed, attempted = doctest.testfile(f"../{readme}", encoding="utf-8")
     assert failed == 0  # the differences are in the captured output
-    assert attempted > 20
+    assert attempted >= EXAMPLES.get(readme, 0)
+    # Nothing in the look of an example escapes the test.
+    assert ("```python" in text_of(readme)) == (attempted > 0)
 
 
-def test_the_tests_that_it_names_exist():
-    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) > 50
+@pytest.mark.parametrize("readme", READMES)
+def test_the_tests_that_it_names_exist(readme):
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text_of(readme))
+    assert len(named) >= NAMED_TESTS.get(readme, 0)
     for file, function in named:
         text = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert f"def {function}(" in text or not function, (file, function)
 
 
+def prose(readme):
+    """Its text without code, in one line."""
+    text = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text))
+
+
+def headings(readme):
+    """The names by which GitHub links to a README's headings."""
+    titles = re.findall(r"^#+ (.*)$", text_of(readme), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_what_it_links_to_exists(readme):
+    for path, heading in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", prose(readme)):
+        target = ((ROOT / readme).parent / path).resolve() if path else ROOT / readme
+        assert target.exists(), path
+        assert not heading or heading in headings(target.relative_to(ROOT)), heading
+
+
+def test_the_front_page_leads_to_the_others():
+    linked = re.findall(r"\]\(([^)#]*/README\.md)\)", text_of("README.md"))
+    assert {*linked} == {*READMES} - {"README.md"}
+
+
+def test_pictures_are_shown_and_small():
+    """Every picture that is kept is shown by a README, and none is a burden to a clone."""
+    shown = "".join(map(text_of, READMES))
+    pictures = list((ROOT / "benchmarks" / "pictures").iterdir())
+    assert len(pictures) >= 3
+    for picture in pictures:
+        assert f"pictures/{picture.name})" in shown, picture
+        assert picture.stat().st_size < 150_000, picture
+
+
 def test_the_functions_of_the_inside_story_exist():
-    sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).iterdir() if path.suffix in SOURCES]
+    sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    named = re.findall(r"`(\w+)\(\)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    named = re.findall(r"`(\w+)\(\)`", text_of("pyx/README.md"))
     assert len(named) > 6
     assert [name for name in named if not re.search(rf"^[\w* ]*\b{name}\(", text, re.MULTILINE)] == []
 
 
 def test_what_an_instruction_set_takes_is_what_is_there():
     """All lines that the diff leaves, in this order."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (diff,) = re.findall(r"^```diff\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", text_of("pyx/README.md"), re.MULTILINE | re.DOTALL)
     text = ""
     for line in diff.splitlines():
         if line.startswith("--- "):
@@ -45,3 +96,9 @@ def test_what_an_instruction_set_takes_is_what_is_there():
             _, found, text = text.partition(f"\n{line[1:]}\n")
             assert found, line
             text = "\n" + text
+
+
+def test_the_changelog_has_this_version():
+    import pwconv
+
+    assert f"\n## {pwconv.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
-"""The benchmark command: pwconv and its peers on the layers of published networks, and what the machine allows."""
+"""The benchmark command: pwconv and its peers on the layers of published networks, beside the machine's limits."""
 
 import argparse
+import datetime
 import importlib.util
 import json
 import sys
@@ -9,11 +10,11 @@ from pathlib import Path
 
 from pwconv import runtime
 from pwconv.arguments import PRECISIONS
-from pwconv.commands.limits import measure
+from pwconv.commands.limits import Machine, measure
 from pwconv.commands.peers import PEERS, Operands
-from pwconv.commands.plots import draw_errors, draw_roofline
-from pwconv.commands.race import compete, elsewhere
-from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record
+from pwconv.commands.plots import draw_bars, draw_errors, draw_roofline, roofline_path
+from pwconv.commands.race import Result, compete, elsewhere
+from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record, restore
 from pwconv.commands.workloads import LAYOUTS, NETWORKS, select
 
 
@@ -23,6 +24,9 @@ def main(argv: Sequence[str]) -> int:
         print("There is nothing to race: pwconv computes with NumPy here, without its engine.", file=sys.stderr)
         return 1
     options = parse(argv)
+    if options.replot:
+        draw(options, *options.saved)
+        return 0
     try:
         status = elsewhere([sys.executable, "-m", "pwconv", "bench", *argv], options.threads, options.isa)
         if status is None:
@@ -36,9 +40,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options; `layers` are workloads, `peers` names, `without` says why the other peers do not race.
+    """Return the options: `layers` are workloads, `peers` names, and `without` says why other peers are left out.
 
-    Of the precisions that are float32 here, `float32`, only the first is left among `precisions`.
+    `float32` are those of the requested precisions that compute in float32 here; only the first of them stays in
+    `precisions`.
     """
     supported = runtime.engine.isa_supported()
     parser = argparse.ArgumentParser(
@@ -74,9 +79,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--rounds", type=_positive, default=7, metavar="N", help="whose median counts (default: 7)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    add("--plot", type=Path, metavar="FILE", help="draw a roofline with the layers on it (needs matplotlib)")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw bars of GFLOP/s and ratios into this file, like chart.png, and a roofline into chart.roofline.png "
+        "(needs matplotlib)",
+    )
     add("--plot-errors", type=Path, metavar="FILE", help="draw errors against times (needs matplotlib)")
+    add(
+        "--replot",
+        type=Path,
+        metavar="JSON",
+        help="race nothing: draw what an earlier --json kept, into the files of --plot and --plot-errors",
+    )
     options = parser.parse_args(argv)
+    options.cpu, options.date = runtime.config()["cpu"], datetime.date.today().isoformat()
 
     if not options.precisions:
         parser.error("argument --precision: name at least one")
@@ -111,6 +129,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for option, path in (("--plot", options.plot), ("--plot-errors", options.plot_errors)):
         if path and not importlib.util.find_spec("matplotlib"):
             parser.error(f"argument {option}: matplotlib is not installed (pip install matplotlib)")
+    if options.replot:
+        if not (options.plot or options.plot_errors):
+            parser.error("argument --replot: name a picture, by --plot or --plot-errors")
+        try:
+            options.saved = restore(json.loads(options.replot.read_text(encoding="utf-8")))
+        except OSError as error:
+            parser.error(f"argument --replot: {error}")
+        except (KeyError, TypeError, ValueError) as error:
+            parser.error(f"argument --replot: {options.replot} is not what --json writes: {error!r}")
     return options
 
 
@@ -128,8 +155,8 @@ def _names(text: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Race, print and write, in the environment of race_environment."""
-    _progress("measuring what the machine allows")
+    """Race, print the report and write files; the environment is that of `race_environment`."""
+    _progress("measuring the limits of the machine")
     machine = measure(options.isa, options.threads)
     _progress()
     print("\n\n".join(introduction(options, machine)))
@@ -150,13 +177,19 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join(conclusion(results, means)))
     if options.json:
         options.json.write_text(json.dumps(record(options, machine, results, means), indent=1) + "\n")
-    if options.plot:
-        draw_roofline(options, machine, results)
-    if options.plot_errors:
-        draw_errors(options, machine, results)
+    draw(options, options, machine, results)
+
+
+def draw(files: argparse.Namespace, options: argparse.Namespace, machine: Machine, results: Sequence[Result]) -> None:
+    """Draw the pictures that `files` names of a race that had these `options`."""
+    if files.plot:
+        draw_bars(options, results, files.plot)
+        draw_roofline(options, machine, results, roofline_path(files.plot))
+    if files.plot_errors:
+        draw_errors(options, machine, results, files.plot_errors)
 
 
 def _progress(text: str = "") -> None:
-    """Say what is going on until the next call, where somebody may be looking."""
+    """Show a line on a terminal until the next call replaces it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

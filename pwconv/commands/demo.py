@@ -1,6 +1,6 @@
-"""What pointwise convolutions are for, on inputs whose answers are known: ``python -m pwconv demo [IMAGE]``.
+"""The demo: two uses of pointwise convolutions, on inputs with known results: ``python -m pwconv demo [IMAGE]``.
 
-All work goes through the public interface. NumPy is enough; a picture of one's own needs Pillow.
+All work goes through the public interface. NumPy is enough; a picture needs Pillow, and scikit-image's need that too.
 """
 
 import math
@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 class Check(NamedTuple):
-    """A layer beside its NumPy twin: seconds a call by name, the largest error as a share of the largest value."""
+    """A layer against NumPy: the seconds of a call by name, and the largest error as a share of the largest value."""
 
     layer: str
     seconds: dict[str, float]
@@ -43,7 +43,7 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
     for layout, axes in {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}.items():
         layer, twin = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
         map_ = np.ascontiguousarray(x.transpose(axes))
-        # Whatever our own threads are, those of NumPy's BLAS are as many as there are CPUs.
+        # NumPy's BLAS uses all CPUs, whatever the number of our threads.
         seconds = race(
             {"pwconv": partial(layer, map_), "NumPy": partial(twin, map_)}, rounds=ROUNDS, threads=os.cpu_count() or 1
         )
@@ -52,7 +52,7 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
                 f"{name}  {layout}",
                 {contender: statistics.median(rounds) for contender, rounds in seconds.items()},
                 pwconv.verify(layer, map_).relative_error,
-                # float32 sums of K products are off by about sqrt(K) roundings of 6e-8 each
+                # the error of a float32 sum of K products is about sqrt(K) roundings of 6e-8 each
                 1e-7 * (4 * math.sqrt(layer.in_channels) + 8),
             )
         )
@@ -88,9 +88,9 @@ def nearest_prototype(prototypes: np.ndarray, **options: Any) -> pwconv.Pointwis
 def made_scene(
     rng: np.random.Generator, *, classes: int, channels: int, size: int, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patches of known classes, each pixel being its class's prototype under noise.
+    """Make patches of known classes; each pixel is the prototype of its class plus noise.
 
-    Returns x (1, channels, size, size), the truth (size, size) and the prototypes (classes, channels).
+    Returns x (1, channels, size, size), the true labels (size, size) and the prototypes (classes, channels).
     """
     prototypes = rng.standard_normal((classes, channels), dtype=np.float32)
     centres = size * rng.random((2, 3 * classes, 1, 1))
@@ -102,7 +102,7 @@ def made_scene(
 
 
 def _drawing(labels: np.ndarray, rows: int, columns: int) -> str:
-    """A sample of a label map, one letter for each class."""
+    """Draw a sample of a label map with one letter per class."""
     height, width = labels.shape
     sample = labels[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
     return "\n".join("".join(chr(ord("a") + label) for label in line) for line in sample)
@@ -138,7 +138,7 @@ class Conv(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A 3x3 layer on maps of `size` x `size`: as it is, and with 1x1 layers around it."""
+    """A 3x3 layer on maps of `size` x `size`: alone, and with 1x1 layers before and after it."""
 
     size: int
     plain: tuple[Conv, ...]
@@ -153,7 +153,7 @@ STAGES = (
 
 
 class Cost(NamedTuple):
-    """What a path of convolutions takes; `activations` are the elements of the map that its 3x3 layer reads."""
+    """The cost of a sequence of convolutions; `activations` are the elements that its 3x3 layer reads."""
 
     multiply_adds: int
     weights: int
@@ -219,7 +219,7 @@ def _channel_reduction(rng: np.random.Generator) -> list[Check]:
 
 
 def find_colours(pixels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` colours that stand for the `pixels` (P, 3), by k-means; fewer where the picture has fewer."""
+    """Find at most `count` representative colours of the `pixels` (P, 3) by k-means."""
     colours = rng.choice(pixels, 1)
     while len(colours) < count:
         distance = ((pixels[:, None] - colours) ** 2).sum(axis=-1, dtype=np.float64).min(axis=1)
@@ -254,11 +254,59 @@ def from_blocks(blocks: np.ndarray, edge: int) -> np.ndarray:
     return picture.reshape(rows * edge, columns * edge, channels // edge**2)
 
 
-def _picture_demo(path: Path, rng: np.random.Generator) -> list[Check]:
+def read_picture(image: str) -> tuple[np.ndarray, Path]:
+    """A picture as float32 (H, W, 3) between 0 and 1, and the path beside which files about it are written.
+
+    `image` is a file, or "skimage:coffee" for the photograph of scikit-image that is called coffee; files about that
+    are written to the current folder. Raises OSError where there is no such picture, ImportError without Pillow or
+    scikit-image.
+    """
     from PIL import Image, ImageOps
 
-    with Image.open(path) as opened:
-        picture = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.float32) / 255
+    source, _, name = image.partition(":")
+    if source == "skimage":
+        from skimage import data
+
+        if name not in data.__all__:
+            raise OSError(f"scikit-image has no picture called {name!r}")
+        path, opened = Path(name), Image.fromarray(getattr(data, name)())
+    else:
+        path, opened = Path(image), ImageOps.exif_transpose(Image.open(image))
+    with opened:
+        return np.asarray(opened.convert("RGB"), dtype=np.float32) / 255, path
+
+
+def side_by_side(panels: Sequence[np.ndarray], path: Path) -> None:
+    """Write pictures (H, W, 3), which hold 0 to 1, next to each other and of one size: 1,400 pixels or less in all."""
+    from PIL import Image
+
+    gap = 10
+    height, width, _ = panels[0].shape
+    shown = min(width, (1400 - gap * (len(panels) - 1)) // len(panels))
+    size = shown, max(1, round(height * shown / width))
+    whole = Image.new("RGB", (len(panels) * (shown + gap) - gap, size[1]), "white")
+    for place, panel in enumerate(panels):
+        whole.paste(_image(panel).resize(size), (place * (shown + gap), 0))
+    whole.save(path, quality=90, optimize=True)
+
+
+def _image(picture: np.ndarray) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((255 * picture).round().clip(0, 255).astype(np.uint8))
+
+
+def _as_colours(components: np.ndarray, edge: int) -> np.ndarray:
+    """The first three components of blocks (H, W, C) as red, green and blue: each from its lowest to its highest 1%."""
+    low, high = np.percentile(components[..., :3], (1, 99), axis=(0, 1))
+    stretched = (components[..., :3] - low) / np.maximum(high - low, 1e-6)
+    return stretched.clip(0, 1).repeat(edge, axis=0).repeat(edge, axis=1)
+
+
+def _picture_demo(image: str, rng: np.random.Generator, composite: Path | None) -> list[Check]:
+    from PIL import Image
+
+    picture, path = read_picture(image)
     height, width, _ = picture.shape
 
     colours = find_colours(rng.choice(picture.reshape(-1, 3), 4096), 8, rng)
@@ -277,7 +325,7 @@ def _picture_demo(path: Path, rng: np.random.Generator) -> list[Check]:
     rebuilt = from_blocks(widen(layout="HWC")(components), edge)[:height, :width]
     error = np.sqrt(np.mean((rebuilt - picture) ** 2))
     rebuilt_path = path.with_name(f"{path.stem}.reduced.png")
-    Image.fromarray((255 * rebuilt).round().clip(0, 255).astype(np.uint8)).save(rebuilt_path)
+    _image(rebuilt).save(rebuilt_path)
 
     heading(f"{path.name}, {width}x{height}")
     say(f"A classifier for every pixel: its label is the nearest of the colours found in the picture ({len(colours)}).")
@@ -288,6 +336,10 @@ def _picture_demo(path: Path, rng: np.random.Generator) -> list[Check]:
         f" {255 * error:.1f} of 255 levels."
     )
     print(f"  rebuilt picture: {rebuilt_path}\n")
+    if composite:
+        side_by_side([picture, colours[labels], _as_colours(components, edge)[:height, :width]], composite)
+        say("Side by side: the picture, the labels in their colours, and three components as red, green and blue.")
+        print(f"  composite: {composite}\n")
     checks = []
     for name, layer, map_ in (
         (f"3 -> {len(colours)}", partial(nearest_prototype, colours), picture),
@@ -299,8 +351,8 @@ def _picture_demo(path: Path, rng: np.random.Generator) -> list[Check]:
     return checks
 
 
-def main(image: Path | None = None) -> int:
-    """Run the demo, on a picture if one is given.
+def main(image: str | os.PathLike[str] | None = None, composite: Path | None = None) -> int:
+    """Run the demo, on a picture if one is given, which may also be written beside its results into `composite`.
 
     Returns 0 if every check is passed, 1 if one is not, and 2 if the picture cannot be read or written.
     """
@@ -318,9 +370,11 @@ def main(image: Path | None = None) -> int:
         checks += _channel_reduction(rng)
     else:
         try:
-            checks = _picture_demo(image, rng)
-        except ImportError:
-            print("demo IMAGE needs Pillow: python -m pip install pillow", file=sys.stderr)
+            checks = _picture_demo(os.fspath(image), rng, composite)
+        except ImportError as error:
+            package = {"PIL": "Pillow", "skimage": "scikit-image"}.get(error.name or "")
+            needs = f"needs {package}: python -m pip install {package.lower()}" if package else f"cannot run: {error}"
+            print(f"demo IMAGE {needs}", file=sys.stderr)
             return 2
         except OSError as error:
             print(f"demo IMAGE: {error}", file=sys.stderr)

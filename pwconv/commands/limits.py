@@ -1,4 +1,4 @@
-"""What a machine allows: its FMA peak, the bandwidths of its caches and memory, and the model that bounds a layer."""
+"""The limits of a machine: FMA peak, bandwidths of caches and memory, and the time that they imply for a layer."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pwconv import runtime
 
 
 class Level(NamedTuple):
-    """A cache level or memory: the bytes that it holds for all threads together, and its GB/s for them together."""
+    """A cache level or memory: its capacity in bytes and its bandwidths in GB/s, each for all threads together."""
 
     name: str
     capacity: float
@@ -20,20 +20,20 @@ class Level(NamedTuple):
     copy: float
 
     def seconds(self, read: float, written: float) -> float:
-        """Return the time of so many bytes read and written: copied while there are both, and the rest alone."""
+        """Return the time to move these bytes: copied as far as both are left, the rest read or written alone."""
         both = min(read, written)
         return (both / self.copy + (read - both) / self.read + (written - both) / self.write) * 1e-9
 
 
 class Limit(NamedTuple):
-    """The least seconds that some work can take, and what bounds it."""
+    """A lower bound of the time of a computation, and the resource that sets it."""
 
     seconds: float
-    bound_by: str  # "FMA", or the farthest level that its bytes come from
+    bound_by: str  # "FMA", or the name of the farthest level that bytes come from
 
 
 class Machine(NamedTuple):
-    """What so many threads reach together: GFLOP/s, and the levels from the nearest one to memory."""
+    """The limits of an instruction set and a number of threads: peak GFLOP/s, and the levels from L1 to memory."""
 
     isa: str
     threads: int
@@ -41,11 +41,11 @@ class Machine(NamedTuple):
     levels: tuple[Level, ...]
 
     def limit(self, flops: float, read: float, written: float) -> Limit:
-        """Bound the time of a call, one of many alike, that does so many operations and moves each of its bytes once.
+        """Return the limit of one of many equal calls, each of which moves each of its bytes once.
 
-        Of the bytes that the call before it moved, no level can have kept more than it holds: the nearest one serves
-        that many, the next one what it holds beyond them, memory the rest. Transfers and arithmetic overlap at best, so
-        the slower of the two is the limit.
+        Each level has kept bytes of the call before, up to its capacity: the nearest level serves as many bytes as it
+        holds, the next one as many as it holds beyond these, and so on; memory serves the rest. Arithmetic and
+        transfers overlap at best, so the slower of the two is the limit.
         """
         size = read + written
         transfer, served, farthest = 0.0, 0.0, "FMA"
@@ -58,30 +58,31 @@ class Machine(NamedTuple):
         return max(Limit(flops / self.peak * 1e-9, "FMA"), Limit(transfer, farthest))
 
 
-# What is surely larger than this machine's share of a last-level cache, whatever its size is said to be.
-_PLENTY = 1 << 28
+# The most bytes that are moved to measure memory. A virtual machine may report a last-level cache that is larger than
+# the part that it can use; this size exceeds the part.
+_LARGEST_BUFFER = 1 << 28
 
 
 def footprints(threads: int) -> dict[str, tuple[float, int]]:
-    """Return, by level, the bytes that it holds for all threads, and those to move in each thread to measure it."""
+    """Return by level its capacity for all threads together, and the bytes that each thread moves to measure it."""
     caches = runtime.engine.caches()
     l1d, l2, l3 = caches["l1d"], caches["l2"], caches["l3"]
     levels: dict[str, tuple[float, int]] = {"L1": (l1d * threads, l1d // 2), "L2": (l2 * threads, l2 // 2)}
     if l3 > l2 * threads:
-        # Half-way between a thread's own L2 and its part of what they share.
+        # Half-way between the L2 cache of a thread and its share of the L3 cache.
         levels["L3"] = l3, (l2 + l3 // threads) // 2
-    levels["memory"] = math.inf, min(4 * max(l2, l3), _PLENTY)
+    levels["memory"] = math.inf, min(4 * max(l2, l3), _LARGEST_BUFFER)
     return levels
 
 
 def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> Machine:
-    """Measure what `threads` threads reach together: the best of some passes, since neighbours can only slow it."""
+    """Measure the limits of `threads` threads: the best of several passes, since other load can only slow them."""
     engine = runtime.engine
     levels = footprints(threads)
-    together = Barrier(threads, timeout=60)  # all end if one of them fails
+    together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
     probes: dict[tuple[str, str], Callable[[], float]] = {("FMA", ""): partial(engine.fma_peak, isa, seconds)}
     for name, (_, size) in levels.items():
-        # A copy has two buffers, each half of what shall be in motion.
+        # A copy has two buffers, which have this size together.
         for kind, nbytes in (("read", size), ("write", size), ("copy", size // 2)):
             probes[name, kind] = partial(engine.bandwidth, isa, kind, nbytes, seconds, together.wait)
     best = dict.fromkeys(probes, 0.0)

@@ -1,4 +1,4 @@
-"""The contenders of a race: pwconv and other libraries, each called on the same arrays."""
+"""The contenders of a race: pwconv and its peers (other libraries), each called on the same arrays."""
 
 import ctypes
 import importlib.metadata
@@ -17,9 +17,9 @@ Call = Callable[[], Any]
 
 
 class Operands:
-    """A workload's arrays: the input, the weights (C_out, C_in), the bias, and a buffer for results.
+    """The arrays of a workload: the input, the weights (C_out, C_in), the bias, and a buffer for results.
 
-    `precisions` are those of pwconv that race on them, the one that the race is about first.
+    `precisions` are the precisions of pwconv that race. Ratios and limits refer to the first one.
     """
 
     def __init__(self, workload: Workload, layout: str, precisions: Sequence[str] = ("highest",)) -> None:
@@ -42,18 +42,18 @@ class Operands:
 
 
 class Peer(NamedTuple):
-    """Another library, and how it computes Operands: a call for each way that it has."""
+    """Another library. `ways` returns a call for each way in which the library can compute the operands."""
 
     heading: str
     packages: tuple[str, ...]
     layouts: tuple[str, ...]
     ways: Callable[[Operands], dict[str, Call]]
-    follows_isa: bool = True  # its instruction set can be limited from outside
-    bare: bool = False  # no bias and no ReLU, and a buffer for the result is given
-    coarse: bool = False  # may multiply bfloat16: no peer of float32, but of "medium"
+    follows_isa: bool = True  # an environment variable limits its instruction set
+    bare: bool = False  # it computes neither bias nor ReLU, and writes into a given buffer
+    coarse: bool = False  # it may multiply bfloat16, so it is compared with precision "medium" only
 
     def obstacle(self, layout: str, limited: bool) -> str | None:
-        """Return why it cannot race in this layout, with the instruction set limited or not."""
+        """Return why the peer cannot race in this layout; `limited`: with a limit to the instruction set."""
         missing = [package for package in self.packages if not _is_installed(package)]
         if layout not in self.layouts:
             return f"races in {' or '.join(self.layouts)} only"
@@ -65,7 +65,7 @@ class Peer(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version of the first of its packages."""
+        """The version of the first package."""
         return importlib.metadata.version(self.packages[0])
 
 
@@ -78,7 +78,7 @@ def _is_installed(package: str) -> bool:
 
 
 def pwconv_ways(o: Operands) -> dict[str, Call]:
-    """The first precision's layer, which makes its result or writes into a buffer, and the others', by their names."""
+    """Return the calls of pwconv: the first precision with a new result and with out=, the others by their names."""
     first, *others = (
         PointwiseConv(o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", precision=name)
         for name in o.precisions
@@ -88,10 +88,10 @@ def pwconv_ways(o: Operands) -> dict[str, Call]:
 
 
 def _numpy_ways(o: Operands) -> dict[str, Call]:
-    """One product per image (NCHW) or for all pixels (NHWC); bias and ReLU in place."""
+    """Call NumPy: one product per image (NCHW) or one for all pixels (NHWC); bias and ReLU in place."""
     first, ins = o.layout == "NCHW", o.workload.in_channels
     x, shape = o.sampled(), (o.workload.images, ins, -1) if first else (-1, ins)
-    # A view that is made once; every stride-th pixel has to be gathered in each call.
+    # Without a stride, the reshaped view is made once. With a stride, each call has to copy the selected pixels.
     ready = x.reshape(shape) if o.workload.stride == 1 else None
     weight, bias = (o.weight, o.bias[:, np.newaxis]) if first else (np.ascontiguousarray(o.weight.T), o.bias)
 
@@ -106,12 +106,12 @@ def _numpy_ways(o: Operands) -> dict[str, Call]:
 
 
 def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
-    """A convolution (channels_last for NHWC), or a linear layer where channels lie last."""
+    """Call torch: a convolution (channels_last for NHWC), and in NHWC also a linear layer."""
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(runtime.get_num_threads())
-    # Inference mode, entered in every call, would cost a small one a microsecond more than this.
+    # Set once here, since entering inference mode in each call would add a microsecond to it.
     torch.set_grad_enabled(False)
     conv, linear, relu = functional.conv2d, functional.linear, torch.relu_
     x, weight, bias = (torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias))
@@ -127,11 +127,11 @@ def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
 
 
 def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
-    """The same with tensors of bfloat16, which are not charged for; or while float32 may be multiplied as bfloat16.
+    """Call torch on tensors of bfloat16, and on float32 while it is permitted to multiply float32 as bfloat16.
 
-    That is a setting of the process, so each call makes it and takes it back, which costs about a microsecond. oneDNN,
-    which then computes, decides: on x86 without AMX it multiplies float32 all the same, and the errors tell. Before
-    torch 2.9 there is no such setting.
+    The conversion to bfloat16 is not part of the calls. The permission is a setting of the process: each call sets and
+    resets it, which takes about a microsecond. oneDNN may ignore the permission (on x86 without AMX it does); the
+    errors then show it. torch before 2.9 has no such setting.
     """
     from torch import backends
 
@@ -139,7 +139,7 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
     ways = {f"{way} of bfloat16": call for way, call in _torch_ways(o, "bfloat16").items()}
     if not hasattr(mkldnn, "conv"):
         return ways
-    # Small convolutions are products of matrices to torch.
+    # torch computes small convolutions as matrix products, so both settings matter.
     conv, matmul = mkldnn.conv, mkldnn.matmul
     before = conv.fp32_precision, matmul.fp32_precision
 
@@ -154,7 +154,7 @@ def _torch_bf16_ways(o: Operands) -> dict[str, Call]:
 
 
 def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
-    """A session of Conv and Relu, which it fuses."""
+    """Call onnxruntime: a session of Conv and Relu, which it fuses."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -172,7 +172,7 @@ def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
             numpy_helper.from_array(o.bias, "bias"),
         ],
     )
-    # An old enough format for any onnxruntime.
+    # Every onnxruntime reads this old version of the format.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.get_num_threads()
@@ -183,7 +183,7 @@ def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
 
 
 def _mkl_ways(o: Operands) -> dict[str, Call]:
-    """The product with weights packed before (cblas_sgemm_compute), into a given buffer."""
+    """Call MKL: the product with weights that are packed before (cblas_sgemm_compute), into a given buffer."""
     mkl = _load_mkl()
     mkl.cblas_sgemm_pack_get_size.restype = ctypes.c_size_t
     row_major, as_is, transposed, packed, b_matrix = 101, 111, 112, 151, 162
@@ -193,7 +193,7 @@ def _mkl_ways(o: Operands) -> dict[str, Call]:
     panels = memory[-memory.ctypes.data % 64 :]
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
     mkl.cblas_sgemm_pack(row_major, b_matrix, transposed, *sizes, one, _pointer(o.weight), ins, _pointer(panels))
-    # It wants all pixels evenly apart, so a strided layer's are gathered first.
+    # MKL needs pixels at equal distances, so the pixels of a layer with a stride are copied in each call.
     source = o.sampled()
     x = source if o.workload.stride == 1 else np.empty(source.shape, np.float32)
     operands = (_pointer(x), ins, _pointer(panels), outs, zero, _pointer(o.out), outs)
@@ -216,7 +216,7 @@ def _load_mkl() -> ctypes.CDLL:
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    """Return an array's address in an object that keeps the array alive."""
+    """Return the address of an array, in an object that keeps the array alive."""
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
@@ -230,5 +230,5 @@ PEERS = {
 
 
 def installed(layout: str) -> list[str]:
-    """Return the names of the float32 peers that can race in this layout, if nothing limits their instruction set."""
+    """Return the names of the float32 peers that can race in this layout without a limit to the instruction set."""
     return [name for name, peer in PEERS.items() if not (peer.coarse or peer.obstacle(layout, limited=False))]

@@ -1,4 +1,4 @@
-"""The race: a layer computed by pwconv and its peers from the same arrays, in rotating order."""
+"""The race: pwconv and its peers compute a layer from the same arrays, timed in rotating order."""
 
 import os
 import statistics
@@ -20,7 +20,7 @@ from pwconv.commands.workloads import Workload
 
 # The environment of a race --------------------------------------------------------------------------------------------
 
-# What limits the peers' instruction sets as PWCONV_ISA limits ours.
+# Environment variables that limit the instruction sets of peers as PWCONV_ISA limits that of pwconv.
 _ISA_LIMITS = {
     "baseline": {
         "OPENBLAS_CORETYPE": "Nehalem",
@@ -39,7 +39,7 @@ _ISA_LIMITS = {
 
 
 def race_environment(environ: Mapping[str, str], threads: int, isa: str) -> dict[str, str]:
-    """Return `environ` with all that libraries read from it when they are loaded, without what would slow a peer."""
+    """Return `environ` with the race's settings of threads and instruction set, without settings that slow a peer."""
     limits = {name for names in _ISA_LIMITS.values() for name in names}
     kept = {name: value for name, value in environ.items() if name not in limits and not name.startswith("OPENBLAS_")}
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PWCONV_NUM_THREADS")
@@ -48,9 +48,9 @@ def race_environment(environ: Mapping[str, str], threads: int, isa: str) -> dict
 
 
 def elsewhere(command: Sequence[str], threads: int, isa: str) -> int | None:
-    """Run this program's command in the environment of a race and return its status; None if this one is it.
+    """Run `command` in the environment of a race and return its exit status; None if this process has it already.
 
-    Libraries read their settings when they are loaded, and NumPy is: so the race is for another process.
+    Libraries read their settings when they are loaded, and NumPy is loaded here, so the race needs another process.
     """
     environment = race_environment(os.environ, threads, isa)
     if environment == os.environ:
@@ -63,21 +63,21 @@ def elsewhere(command: Sequence[str], threads: int, isa: str) -> int | None:
 
 # Racing ---------------------------------------------------------------------------------------------------------------
 
-# Workers of some libraries spin for 100 ms after a call and would be charged to the next contender, while an idle pause
-# leaves the machine cold: so a contender's own untimed calls fill that time.
+# Times in seconds. Worker threads of some libraries spin for 100 ms after a call, which slows down the next contender;
+# in an idle pause the CPU would lower its clock. So each contender makes untimed calls during that time.
 WARM_UP = 0.120
-# With one thread nobody spins; caches and the clock still have to settle.
+# With one thread there are no workers; caches and clock still need some calls.
 SHORT_WARM_UP = 0.010
-BLOCK = 0.020
+BLOCK = 0.020  # the timed block of calls
 
 
 def race(
     contenders: Mapping[Any, Call], *, rounds: int, threads: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[Any, list[float]]:
-    """Return every contender's seconds per call, one figure for each round.
+    """Return the seconds per call of each contender, one figure for each round.
 
-    All take a turn in each round, and each round begins with the next of them. A turn is the contender's own warm-up,
-    then a timed block.
+    In each round every contender has a turn, which is its warm-up followed by a timed block of calls. Each round begins
+    with another contender.
     """
     warm_up = WARM_UP if threads > 1 else SHORT_WARM_UP
     seconds: dict[Any, list[float]] = {name: [] for name in contenders}
@@ -90,6 +90,7 @@ def race(
 
 
 def _turn(call: Call, warm_up: float, clock: Callable[[], float]) -> float:
+    """Return the seconds of a call in a timed block, after the warm-up."""
     calls, spent, start = 0, 0.0, clock()
     while spent < warm_up:
         call()
@@ -102,9 +103,9 @@ def _turn(call: Call, warm_up: float, clock: Callable[[], float]) -> float:
     return (clock() - start) / calls
 
 
-# A peer that is faster by more than this has won.
+# A peer that is faster by more than this share has won.
 MARGIN = 0.03
-# As a share of the largest value, sums of float32 are wrong by less than this, products of bfloat16 by far more.
+# Errors as a share of the largest value: below this for float32, far above it where bfloat16 is multiplied.
 FLOAT32_ERROR = 1e-5
 
 
@@ -115,15 +116,15 @@ class Result:
     workload: Workload
     limit: Limit
     seconds: dict[tuple[str, str], list[float]]  # by column ("pwconv", "out=", other precisions, peers) and way
-    wrong: tuple[str, ...] = ()  # contenders left out, since they compute something else
+    wrong: tuple[str, ...] = ()  # contenders that were left out because their results are wrong
     lost: tuple[str, ...] = ()  # peers that won twice in a row
-    # By column: the largest of its fastest way, as a share of the largest value.
+    # By column: the largest error of the fastest way, as a share of the largest value.
     errors: dict[str, float] = field(default_factory=dict)
     precision: str = "highest"  # of the columns "pwconv" and "out="
 
     @property
     def ways(self) -> dict[str, str]:
-        """Each column's fastest way, by the median of the rounds."""
+        """The fastest way of each column, by the median over the rounds."""
         names: dict[str, list[str]] = {}
         for column, way in self.seconds:
             names.setdefault(column, []).append(way)
@@ -134,18 +135,18 @@ class Result:
 
     @property
     def gflops(self) -> dict[str, float]:
-        """GFLOP/s by column, from the median of the rounds of its fastest way."""
+        """GFLOP/s by column: the median over the rounds of the fastest way."""
         return {column: self.workload.flops / self._median(column, way) * 1e-9 for column, way in self.ways.items()}
 
     @property
     def shares(self) -> dict[str, float]:
-        """What pwconv reaches of the limit, with a buffer and without."""
+        """The rates of pwconv as a share of the limit, with a new result and with out=."""
         allowed, rates = self.workload.flops / self.limit.seconds * 1e-9, self.gflops
         return {column: rates[column] / allowed for column in ("pwconv", "out=")}
 
     @property
     def others(self) -> list[str]:
-        """The columns of the other precisions."""
+        """The columns of all precisions but the first."""
         return [name for name in PRECISIONS if (name, "") in self.seconds]
 
     def precision_of(self, column: str) -> str:
@@ -154,11 +155,11 @@ class Result:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times as fast as each peer pwconv is; it gets a buffer where the peer gets one."""
+        """The speed of pwconv divided by that of each peer; pwconv has a buffer where the peer has one."""
         return self.ratios_of("pwconv")
 
     def ratios_of(self, column: str) -> dict[str, float]:
-        """Return how many times as fast as each peer a precision is; only the first has a buffer as `bare` peers do."""
+        """Return the ratios of a precision's column; `bare` peers are compared with out= of the first precision."""
         rates, first, medium = self.gflops, column == "pwconv", self.precision_of(column) == "medium"
         return {
             name: rates["out=" if peer.bare else column] / rates[name]
@@ -167,25 +168,25 @@ class Result:
         }
 
     def ratio(self, column: str = "pwconv", *, bare: bool = True) -> float | None:
-        """Return the ratio to the best float32 peer; `bare`: those that do less than the layer count."""
+        """Return the ratio to the fastest float32 peer; `bare`: include peers that compute neither bias nor ReLU."""
         ratios = self.ratios_of(column).items()
-        counted = (ratio for name, ratio in ratios if not PEERS[name].coarse and (bare or not PEERS[name].bare))
-        return min(counted, default=None)
+        candidates = (ratio for name, ratio in ratios if not PEERS[name].coarse and (bare or not PEERS[name].bare))
+        return min(candidates, default=None)
 
     @property
     def winners(self) -> set[str]:
-        """The peers that are clearly faster than pwconv."""
+        """The peers that are faster than pwconv by more than `MARGIN`."""
         return {name for name, ratio in self.ratios.items() if ratio < 1 - MARGIN}
 
 
 def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, rounds: int) -> Result:
-    """Race pwconv and its peers; once more if a peer wins, to know whether it was chance."""
+    """Race pwconv and its peers; if a peer wins, race a second time to rule out chance."""
     workload = operands.workload
     calls = {(column, ""): call for column, call in pwconv_ways(operands).items()}
     for name in peers:
         calls |= {(name, way): call for way, call in PEERS[name].ways(operands).items()}
     errors = _errors(operands, calls)
-    # Wide enough for bfloat16, far too narrow for anything that is not this layer.
+    # The tolerance admits bfloat16; results of another computation exceed it by far.
     wrong = [contender for contender, error in errors.items() if not error <= 0.01]
     for column, way in wrong:
         if column not in PEERS:
@@ -204,7 +205,7 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
 
 
 def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[tuple[str, str], float]:
-    """Return each contender's largest error, as a share of the largest value that NumPy's twin finds in float64."""
+    """Return the largest error of each contender against `pwconv.reference` in float64, over the largest value."""
     o, errors = operands, {}
     expected = reference.pointwise_conv(
         o.x, o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", dtype=np.float64
@@ -213,7 +214,7 @@ def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[t
     for contender, call in calls.items():
         peer, result = PEERS.get(contender[0]), call()
         if peer and peer.coarse:
-            result = result.float()  # NumPy does not know torch's bfloat16
+            result = result.float()  # NumPy cannot view torch's bfloat16
         result = np.asarray(result).reshape(expected.shape)
         if peer and peer.bare:
             result = np.maximum(result + o.bias, 0)

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pwconv import runtime
-from pwconv.commands.limits import Machine
+from pwconv.commands.limits import Level, Limit, Machine
 from pwconv.commands.page import terminal_width
 from pwconv.commands.peers import PEERS
 from pwconv.commands.race import FLOAT32_ERROR, MARGIN, Result
+from pwconv.commands.workloads import Workload
 
 
 def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
-    """Return the paragraphs above the table: what races where, and how to read it."""
+    """Return the paragraphs above the table: the contenders, the machine, and the meaning of the columns."""
     config = runtime.config()
     peers = _listed([f"{name} {PEERS[name].version}" for name in options.peers])
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
@@ -50,7 +51,7 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
 
 
 class Table(NamedTuple):
-    """The table's columns: one precision has its share of the limit beside its rates, several their errors."""
+    """The table of rates. With one precision its columns show shares of the limit, with several they show errors."""
 
     precisions: Sequence[str]
     peers: Sequence[str]
@@ -62,11 +63,11 @@ class Table(NamedTuple):
         return [heading for name in self.precisions for heading in (name, "error")]
 
     def heading(self) -> str:
-        """Return the line above the others."""
+        """Return the line of headings."""
         return self.line("layer", [*self.own(), *(PEERS[name].heading for name in self.peers), "ratio"])
 
     def line(self, name: str, cells: Sequence[str]) -> str:
-        """Return a line; on a narrow terminal the name has one of its own."""
+        """Return a line of the table; on a narrow terminal the name is on a line above."""
         widths = [max(6, len(heading) + 1) for heading in self.own()]
         row = "".join(f"{cell:>{width}}" for cell, width in itertools.zip_longest(cells, widths, fillvalue=7))
         return f"{name:<25}{row}" if 25 + len(row) <= terminal_width() else f"{name}\n{row}"
@@ -79,7 +80,7 @@ class Table(NamedTuple):
         errors: Mapping[str, float],
         ratio: float | None,
     ) -> str:
-        """Return a line from its figures; there are none of a peer that was left out."""
+        """Return the line of a layer; a dash stands for a peer that was left out."""
 
         def rate(column: str) -> str:
             value = gflops.get(column)
@@ -94,7 +95,7 @@ class Table(NamedTuple):
 
 
 def geometric_means(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Return the means over the layers: rates and shares by column, ratios by peer and to the best on each layer."""
+    """Return geometric means over the layers: rates, shares and errors by column, ratios by peer and to the best."""
     return {
         "gflops": _means(result.gflops for result in results),
         "shares": _means(result.shares for result in results),
@@ -114,7 +115,7 @@ def _means(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
 
 
 def other_ratios(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Return the means of the ratios of each precision that is not the first: to the peers and to the best of them."""
+    """Return the mean ratios of all precisions but the first: to each peer and to the best of them."""
     return {
         name: _means({**result.ratios_of(name), "best framework": result.ratio(name)} for result in results)
         for name in results[0].others
@@ -159,7 +160,7 @@ def conclusion(results: Sequence[Result], means: Mapping[str, Mapping[str, float
 
 
 def _shown(column: str, results: Sequence[Result]) -> str:
-    """Return a column's name for readers: the first precision's own, if there are others."""
+    """Return the name of a column in text: "pwconv" is called by its precision if several precisions race."""
     return results[0].precision if column == "pwconv" and results[0].others else column
 
 
@@ -171,9 +172,10 @@ def _listed(names: Sequence[str]) -> str:
 def record(
     options: argparse.Namespace, machine: Machine, results: Sequence[Result], means: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return everything that was measured, in what JSON can hold."""
+    """Return everything that was measured, in types that JSON represents."""
     return {
         "pwconv": runtime.config(),
+        "date": options.date,
         "peers": {name: PEERS[name].version for name in options.peers},
         "options": {
             name: getattr(options, name) for name in ("layout", "threads", "isa", "precisions", "float32", "rounds")
@@ -203,3 +205,44 @@ def record(
         ],
         "geometric_means": {**means, "other_ratios": other_ratios(results)},
     }
+
+
+def restore(saved: Mapping[str, Any]) -> tuple[argparse.Namespace, Machine, list[Result]]:
+    """Return what `record` was given, as far as the pictures need it: the options, the machine and the races.
+
+    Raises KeyError, TypeError or ValueError where `saved` is no such record.
+    """
+    options = argparse.Namespace(
+        **saved["options"], peers=[*saved["peers"]], cpu=saved["pwconv"]["cpu"], date=saved["date"]
+    )
+    unknown = {*options.peers} - {*PEERS}
+    if unknown:
+        raise ValueError(f"there is no peer {', '.join(sorted(unknown))}")
+    levels = [
+        Level(**level | {"capacity": math.inf if level["capacity"] is None else level["capacity"]})
+        for level in saved["machine"]["levels"]
+    ]
+    machine = Machine(options.isa, options.threads, saved["machine"]["peak_gflops"], tuple(levels))
+    results = []
+    for layer in saved["layers"]:
+        workload = Workload(*(layer[name] for name in Workload._fields))
+        results.append(
+            Result(
+                workload,
+                Limit(workload.flops / layer["limit_gflops"] * 1e-9, layer["bound_by"]),
+                {_contender(name): rounds for name, rounds in layer["seconds"].items()},
+                tuple(layer["wrong"]),
+                tuple(layer["lost"]),
+                layer["errors"],
+                options.precisions[0],
+            )
+        )
+    if not results:
+        raise ValueError("there is no layer")
+    return options, machine, results
+
+
+def _contender(name: str) -> tuple[str, str]:
+    """Return column and way of what `record` wrote as one word or several."""
+    column, _, way = name.partition(" ")
+    return column, way

@@ -10,7 +10,7 @@ LAYOUTS = ("NCHW", "NHWC")
 
 
 class Workload(NamedTuple):
-    """A pointwise layer and the size of its input."""
+    """A pointwise layer of a network, and the size of its input."""
 
     network: str
     name: str
@@ -31,23 +31,26 @@ class Workload(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Pixels of the result, of all images."""
+        """Number of pixels of the result, in all images together."""
         return self.images * math.prod(self.out_size)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the sums."""
+        """Floating-point operations of the sums: two per multiply-add."""
         return 2 * self.pixels * self.in_channels * self.out_channels
 
     def shape(self, layout: str, out: bool = False) -> tuple[int, ...]:
-        """Return the shape of the input, or of the result."""
+        """Return the shape of the input; with `out`, the shape of the result."""
         height, width = self.out_size if out else (self.height, self.width)
         channels = self.out_channels if out else self.in_channels
         sizes = {"N": self.images, "C": channels, "H": height, "W": width}
         return tuple(sizes[letter] for letter in layout)
 
     def bytes_read(self, layout: str) -> int:
-        """Return the bytes of weights, bias and input that come from memory: whole cache lines of pixels in NCHW."""
+        """Return the bytes of weights, bias and input that are read.
+
+        A stride skips rows. It skips pixels of a row in NHWC only: in NCHW, pixels of a cache line are read together.
+        """
         height, width = self.out_size
         columns = self.width if layout[-1] == "W" else width
         floats = self.images * height * columns * self.in_channels + (self.in_channels + 1) * self.out_channels
@@ -104,7 +107,7 @@ NETWORKS = (
     Workload("mobilenet2", "b6.project.b16", 16, 14, 14, 384, 64),
 )
 
-# Shapes that people have and networks do not.
+# Shapes of applications that are not layers of a network.
 SHAPES = (
     Workload("shapes", "rgb.1080p", 1, 1080, 1920, 3, 3),
     Workload("shapes", "bands200", 1, 512, 512, 200, 16),
@@ -120,10 +123,10 @@ _OWN_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)x(\d+)x(\d+)(?:/(\d+))?")
 
 
 def select(patterns: Iterable[str]) -> tuple[Workload, ...]:
-    """Return the workloads that any of the patterns names.
+    """Return the workloads that match any of the patterns.
 
-    A pattern is part of "network layer" (with * and ?), or a shape of one's own: NxHxWxC_INxC_OUT, with /STRIDE behind
-    it where the stride is not 1. Raises ValueError for a pattern that names nothing.
+    A pattern is a part of "network layer", in which * and ? are wildcards; or a shape NxHxWxC_INxC_OUT, followed by
+    /STRIDE if the stride is not 1. Raises ValueError for a pattern without a match.
     """
     chosen: dict[Workload, None] = {}
     for pattern in patterns:
