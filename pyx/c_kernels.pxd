@@ -66,11 +66,14 @@ cdef extern from "kernels/kernels.h" nogil:
         char* y
         int kind
         Py_ssize_t step, channel_step
+        bint far
 
     ctypedef struct stream_t:
         const char* x
         Py_ssize_t x_channel_step, k
         bint x_far
+        const char* next
+        Py_ssize_t next_bytes
         const float* weights
         Py_ssize_t outs, tiles, pixels
         char* y

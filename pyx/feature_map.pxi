@@ -22,6 +22,7 @@ cdef struct FeatureMap:
     Py_ssize_t channels
     Py_ssize_t channel_step        # bytes
     Py_ssize_t span_step           # bytes from image to image if each image is a span, else 0
+    bint far                       # too large to stay in a cache: stored past the caches
     bint slack                     # scratch: whole vectors may be read and written beyond the last pixel
     int axes                       # pixel axes after merging, outermost first
     Py_ssize_t size[MAX_AXES]
@@ -102,6 +103,7 @@ cdef void map_of(const Py_buffer* view, int kind, const Axes* axes, const Py_ssi
         m.channel_step = m.item if axes.channel == axes.rank - 1 else 0
     m.span_step = view.strides[axes.batch] if per_image else 0
     m.slack = False
+    m.far = False
     for i in range(axes.pixel_axes):
         axis = axes.pixel[i]
         every = stride[i] if stride != NULL else 1

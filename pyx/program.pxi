@@ -142,6 +142,7 @@ cdef void place_scratch_map(Step* step, Py_ssize_t pixels, Py_ssize_t pixel_bloc
     step.y.kind = step.out_kind
     step.y.item = item_bytes(step.out_kind)
     step.y.slack = step.out_kind == KIND_FLOAT32
+    step.y.far = False
     step.y.channels = step.groups * step.outs
     step.y.span_step = 0
     step.y.axes = 1

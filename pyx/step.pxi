@@ -48,6 +48,8 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     problem.y_step = step.y.step[step.y.axes - 1]
     problem.y_channel_step = step.y.channel_step
     problem.y_item = step.y.item
+    step.y.far = not step.y_is_scratch and (
+        <double> spans * pixels * step.groups * step.outs * step.y.item >= FAR_BYTES)
     problem.plain = step.plain and step.y.kind == KIND_FLOAT32
     problem.transformed = step.transformed
     problem.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32

@@ -10,6 +10,7 @@ cdef void put_rectangle(const isa_t* isa, const FeatureMap* m, Py_ssize_t span, 
     cdef Py_ssize_t done = 0, n
     cdef unpack_t unpack
     cdef Run run
+    unpack.far = m.far
     unpack.kind = m.kind
     unpack.pitch = pitch
     while done < pixels:

@@ -8,14 +8,23 @@
 cdef enum:
     STREAM_FLOATS = 8192           # floats of a chunk, in and out channels together
     STREAM_MIN_PIXELS = 64
+    STREAM_MAX_PIXELS = 2048
+    FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels,
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only
 
 
-cdef inline Py_ssize_t stream_chunk(Py_ssize_t k, Py_ssize_t outs) noexcept nogil:
-    """Pixels in a chunk: whole vectors of every instruction set."""
-    return max(<Py_ssize_t> STREAM_MIN_PIXELS, min(<Py_ssize_t> 2048, STREAM_FLOATS // (k + outs)) // 64 * 64)
+cdef inline Py_ssize_t stream_chunk(const Problem* problem) noexcept nogil:
+    """Pixels in a chunk: whole vectors of every instruction set.
+
+    Where pixels are read in place, only the sums take room, and long runs of each channel are read in order.
+    """
+    cdef Py_ssize_t floats = problem.outs
+    if problem.x_step != 1 or problem.in_parts or problem.transformed:
+        floats += problem.k
+    return max(<Py_ssize_t> STREAM_MIN_PIXELS,
+               min(<Py_ssize_t> STREAM_MAX_PIXELS, STREAM_FLOATS // floats) // 64 * 64)
 
 
 cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
@@ -38,7 +47,7 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     plan.vectors = 1
     plan.kc = problem.k
     plan.out_tiling = a_tiling(problem.outs, plan.isa.stream_mr)
-    plan.chunk = stream_chunk(problem.k, problem.outs)
+    plan.chunk = stream_chunk(problem)
     plan.cycles = problem.groups * problem.spans * (
         0.6 * problem.pixels * problem.k * problem.outs / plan.kernels.lanes + bytes / 8.0)
     return plan
@@ -66,8 +75,9 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     cdef const FeatureMap* x = block.x
     cdef const FeatureMap* y = block.y
     cdef Py_ssize_t pitch = stream_pitch(plan), channel = group * step.outs, done = 0, pixel, n
+    cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
     cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
-    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32
+    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32 and not y.far
     cdef stream_t stream
     cdef epilogue_t epilogue
     cdef Run run
@@ -86,13 +96,17 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
         n = min(plan.chunk, block.pixels - done)
         run = run_from(x, pixel)
         stream.x_far = False
+        stream.next_bytes = 0
         if x_in_place and run.step == sizeof(float) and (run.count >= n or run.count >= STREAM_MIN_PIXELS):
             n = min(n, run.count)
             stream.x = run.at + block_offset(step, block)
             stream.x_channel_step = x.channel_step
-            stream.x_far = plan.prefetch_distance > 1
+            stream.x_far = x_far
         else:
             gather_pixels(step, block, False, pixel, n, pitch, block.panels)
+            if block.x_parts == 1 and x.channel_step == x.item and run.step > 0 and run.count > n:
+                stream.next = run.at + block_offset(step, block) + n * run.step
+                stream.next_bytes = min(n, run.count - n) * run.step
             stream.x = <char*> block.panels
             stream.x_channel_step = pitch * sizeof(float)
         stream.pixels = n

@@ -119,6 +119,14 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm_storel_epi64((__m128i *)((char *)p + 16), _mm256_extracti128_si256(run, 1));
 }
 
+static inline void store_past_caches(void *p, vec v) {
+    _mm256_stream_ps(p, v);
+}
+
+static inline void end_of_stores_past_caches(void) {
+    _mm_sfence();
+}
+
 /* For stream.h. */
 #define STREAM_MR 4
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)

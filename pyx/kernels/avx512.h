@@ -112,6 +112,14 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
 }
 
+static inline void store_past_caches(void *p, vec v) {
+    _mm512_stream_ps(p, v);
+}
+
+static inline void end_of_stores_past_caches(void) {
+    _mm_sfence();
+}
+
 /* For stream.h. */
 #define STREAM_MR 8
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)

@@ -67,6 +67,14 @@ static inline ints ints_from_vec(vec v) {
 
 #define SHUFFLE(A, B, I, J, K, L) ((vec)_mm_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
 
+static inline void store_past_caches(void *p, vec v) {
+    _mm_stream_ps(p, v);
+}
+
+static inline void end_of_stores_past_caches(void) {
+    _mm_sfence();
+}
+
 /* For stream.h. */
 #define STREAM_MR 4
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)

@@ -89,6 +89,14 @@ static inline void store_halves(void *p, vec v) {
 #define SHUFFLE(A, B, I, J, K, L) __builtin_shuffle(A, B, (ints){I, J, 4 + (K), 4 + (L)})
 #endif
 
+/* Caches of AArch64 detect that whole lines are written, so plain stores do. */
+static inline void store_past_caches(void *p, vec v) {
+    memcpy(p, &v, sizeof v);
+}
+
+static inline void end_of_stores_past_caches(void) {
+}
+
 /* For stream.h. */
 #define STREAM_MR 8
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)

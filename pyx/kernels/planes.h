@@ -156,7 +156,7 @@ static void copy_widened(int kind, char *dst, ptrdiff_t d_row, const char *src, 
 }
 
 /* Planes of float32 into a map of any native kind and any strides. */
-static void unpack(const unpack_t *u) {
+static void unpack_through_cache(const unpack_t *u) {
     enum { ONE = sizeof(float) };
     const int kind = u->kind, size = element_size(kind);
     const ptrdiff_t channels = u->channels, pixels = u->pixels, step = u->step;
@@ -180,4 +180,49 @@ static void unpack(const unpack_t *u) {
     } else {
         interleave_narrowed(kind, y, step, src, s_row, channels, pixels);
     }
+}
+
+/* Copies a run past the caches: without reading the lines that it replaces, which saves a third of the traffic of a copy.
+   Whole vectors at their alignment are stored so. */
+static void copy_past_caches(char *dst, const char *src, ptrdiff_t bytes) {
+    const ptrdiff_t head = smaller_of(-(intptr_t)dst & (sizeof(vec) - 1), bytes);
+    memcpy(dst, src, (size_t)head);
+    ptrdiff_t i = head;
+    for (; i + (ptrdiff_t)sizeof(vec) <= bytes; i += sizeof(vec)) store_past_caches(dst + i, load(src + i));
+    memcpy(dst + i, src + i, (size_t)(bytes - i));
+}
+
+/* A map that is far is stored in runs that were put together in cache, if its pixels or its planes have no gaps. */
+static void unpack(const unpack_t *u) {
+    enum { BYTES = 8192 };
+    const ptrdiff_t size = element_size(u->kind), pixel_bytes = u->channels * size;
+    const int pixels_adjacent = u->step == size, channels_adjacent = u->channel_step == size && u->step == pixel_bytes;
+    if (!u->far || !(pixels_adjacent || channels_adjacent) || pixel_bytes > BYTES) {
+        unpack_through_cache(u);
+        return;
+    }
+    char run[BYTES] __attribute__((aligned(64)));
+    unpack_t part = *u;
+    part.y = run;
+    if (channels_adjacent) {
+        for (ptrdiff_t i = 0; i < u->pixels; i += part.pixels) {
+            part.src = u->src + i;
+            part.pixels = smaller_of(u->pixels - i, BYTES / pixel_bytes);
+            unpack_through_cache(&part);
+            copy_past_caches(u->y + i * pixel_bytes, run, part.pixels * pixel_bytes);
+        }
+    } else {
+        part.channels = 1;
+        for (ptrdiff_t c = 0; c < u->channels; c++) {
+            for (ptrdiff_t i = 0; i < u->pixels; i += part.pixels) {
+                const float *src = u->src + c * u->pitch + i;
+                char *y = u->y + c * u->channel_step + i * size;
+                part.src = src;
+                part.pixels = smaller_of(u->pixels - i, BYTES / size);
+                if (u->kind != KIND_FLOAT32) unpack_through_cache(&part);
+                copy_past_caches(y, u->kind == KIND_FLOAT32 ? (const char *)src : run, part.pixels * size);
+            }
+        }
+    }
+    end_of_stores_past_caches();
 }

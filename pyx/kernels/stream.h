@@ -3,8 +3,9 @@
    tile.h: a sum may rest in y between two channels of a block, which changes no bit of a float32. */
 
 /* x that comes from memory is read a few channels at a time: hardware follows a few runs, and rows that lie a multiple
-   of 4096 bytes apart, as most do, share the few places of one cache set. */
-enum { STREAMS = 4 };
+   of 4096 bytes apart, as most do, share the few places of one cache set. With more out channels it is read more
+   channels at a time, since all sums are loaded and stored again for each part. */
+enum { STREAMS = 4, MORE_STREAMS = 16 };
 
 /* One tile of out channels and some in channels, for all pixels. */
 typedef struct {
@@ -18,8 +19,10 @@ typedef struct {
     const float *bias; /* NULL: the sum is not finished */
     float low, high;
     enum { SUM_IS_NEW, SUM_CONTINUES, SUM_IS_ADDED } sum; /* to what y holds */
-    const char *prefetch;                                 /* what is read next: as many channels as this; or NULL */
+    const char *prefetch;                                 /* the channels that are read next */
     ptrdiff_t prefetch_channels;
+    const char *next; /* as in stream_t */
+    ptrdiff_t next_bytes;
 } stream_part_t;
 
 /* MR rows of some vectors of pixels; `lanes` of them in the last vector count if PARTIAL. */
@@ -62,8 +65,11 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
 INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTORS) {
     enum { ONE = sizeof(float), LINE = 64 };
     const stream_part_t p = *part; /* a copy: as far as a compiler knows, stores to y may change *part */
+    const ptrdiff_t next_lines = (p.next_bytes * VECTORS * LANES / p.pixels + LINE - 1) / LINE;
+    const char *next = p.next;
     ptrdiff_t i = 0;
     for (; i + VECTORS * LANES <= p.pixels; i += VECTORS * LANES) {
+        for (ptrdiff_t line = 0; line < next_lines; line++, next += LINE) __builtin_prefetch(next);
         const char *ahead = p.prefetch + i * ONE;
         for (ptrdiff_t k = 0; k < p.prefetch_channels; k++, ahead += p.x_channel_step) {
             UNROLL for (int line = 0; line < VECTORS * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
@@ -85,12 +91,15 @@ STREAM_TILES(STREAM_KERNEL)
 static void stream(const stream_t *s) {
     static void (*const kernel[])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
     /* Sums of the second block of channels on are added to y, so they cannot rest there. */
-    const ptrdiff_t at_once = s->x_far && s->k <= SUM_BLOCK ? STREAMS : SUM_BLOCK;
+    const ptrdiff_t streams = s->outs <= STREAMS ? STREAMS : MORE_STREAMS;
+    const ptrdiff_t at_once = s->x_far && s->k <= SUM_BLOCK ? streams : SUM_BLOCK;
     const ptrdiff_t base = s->tiles ? s->outs / s->tiles : 0, taller = s->tiles ? s->outs % s->tiles : 0;
     ptrdiff_t channel = 0;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
                        .y_channel_step = s->y_channel_step,
                        .pixels = s->pixels,
+                       .next = s->next,
+                       .next_bytes = s->next_bytes,
                        .low = s->low,
                        .high = s->high};
     do {
@@ -99,14 +108,14 @@ static void stream(const stream_t *s) {
         const int last = channel + p.k == s->k;
         p.sum = channel == 0 ? SUM_IS_NEW : s->k > SUM_BLOCK ? SUM_IS_ADDED : SUM_CONTINUES;
         p.prefetch = last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
-        p.prefetch_channels = !s->x_far ? 0 : smaller_of(last ? s->k : s->k - channel - p.k, STREAMS);
+        p.prefetch_channels = !s->x_far ? 0 : smaller_of(last ? s->k : s->k - channel - p.k, streams);
         for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
             const ptrdiff_t mr = base + (tile < taller);
             p.weights = s->weights + row * s->k + channel * mr;
             p.bias = last && s->bias ? s->bias + row : NULL;
             p.y = s->y + row * s->y_channel_step;
             kernel[mr](&p);
-            p.prefetch_channels = 0;
+            p.prefetch_channels = p.next_bytes = 0;
             row += mr;
         }
         channel += p.k;
