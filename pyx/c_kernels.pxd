@@ -81,6 +81,16 @@ cdef extern from "kernels/kernels.h" nogil:
         const float* bias
         float low, high
 
+    ctypedef struct pixels_t:
+        const char* x
+        char* y
+        int x_kind, y_kind
+        Py_ssize_t k, outs, pixels
+        const float* weights
+        const float* bias
+        float low, high
+        bint far
+
     ctypedef struct epilogue_t:
         float* sum
         Py_ssize_t rows, vectors, pitch
@@ -139,6 +149,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*fill_uncounted)(const head_t*) noexcept nogil
         void (*unpack)(const unpack_t*) noexcept nogil
         void (*stream)(const stream_t*) noexcept nogil
+        bint (*multiply_pixels)(const pixels_t*) noexcept nogil
         int stream_mr
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil

@@ -69,6 +69,32 @@ cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nog
     return schedule
 
 
+cdef Py_ssize_t run_pixels(const Step* step, const Block* block, Py_ssize_t group, Py_ssize_t pixel,
+                           Py_ssize_t pixels) noexcept nogil:
+    """Computes pixels with few adjacent channels without a chunk in between; returns how many, 0 if it cannot."""
+    cdef const FeatureMap* x = block.x
+    cdef const FeatureMap* y = block.y
+    cdef Run from_x = run_from(x, pixel), to_y = run_from(y, pixel)
+    cdef pixels_t p
+    if (block.x_parts != 1 or step.in_scale != NULL or not step.plain or step.groups != 1
+            or x.channel_step != x.item or y.channel_step != y.item
+            or from_x.step != step.k * x.item or to_y.step != step.outs * y.item):
+        return 0
+    p.x = from_x.at + block_offset(step, block)
+    p.y = to_y.at + block.span * y.span_step
+    p.x_kind = x.kind
+    p.y_kind = y.kind
+    p.k = step.k
+    p.outs = step.outs
+    p.pixels = min(pixels, min(from_x.count, to_y.count))
+    p.weights = step.weights
+    p.bias = step.bias
+    p.low = step.after.low if step.after.code == ACT_CLIP else -INFINITY
+    p.high = step.after.high if step.after.code == ACT_CLIP else INFINITY
+    p.far = y.far
+    return p.pixels if step.plan.isa.multiply_pixels(&p) else 0
+
+
 cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcept nogil:
     """One group's out channels for one block of pixels, chunk by chunk."""
     cdef const Plan* plan = &step.plan
@@ -93,6 +119,11 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     stream.high = step.after.high if step.plain and step.after.code == ACT_CLIP else INFINITY
     while done < block.pixels:
         pixel = block.first + done
+        if step.k <= 4 and step.outs <= 4:
+            n = run_pixels(step, block, group, pixel, block.pixels - done)
+            if n > 0:
+                done += n
+                continue
         n = min(plan.chunk, block.pixels - done)
         run = run_from(x, pixel)
         stream.x_far = False

@@ -13,6 +13,8 @@
 
 #include "kernels/stream.h"
 
+#include "kernels/pixels.h"
+
 #include "kernels/head.h"
 
 #include "machine/limits.h"
@@ -32,6 +34,7 @@
         .pack = pack,                                                           \
         .pack_rows = pack_rows,                                                 \
         .unpack = unpack,                                                       \
+        .multiply_pixels = multiply_pixels,                                     \
         .stream = stream,                                                       \
         .stream_mr = STREAM_MR,                                                 \
         .epilogue = epilogue,                                                   \

@@ -136,6 +136,18 @@ typedef struct {
     float low, high;   /* the clip; -inf and inf for none */
 } stream_t;
 
+/* A run of pixels with few channels, adjacent in x and y: y = clip(sum + bias); see pixels.h. */
+typedef struct {
+    const char *x;
+    char *y;
+    int x_kind, y_kind;
+    ptrdiff_t k, outs, pixels;
+    const float *weights; /* [channel][out channel] */
+    const float *bias;
+    float low, high; /* the clip; -inf and inf for none */
+    int far;         /* as in unpack_t */
+} pixels_t;
+
 /* The part of the epilogue that a micro-kernel does not do, in place on the sums that it left in `partial`. */
 typedef struct {
     float *sum;
@@ -196,6 +208,7 @@ typedef struct {
     void (*pack_rows)(const pack_t *); /* dst[column][channel]; width is the floats from column to column */
     void (*unpack)(const unpack_t *);
     void (*stream)(const stream_t *);
+    int (*multiply_pixels)(const pixels_t *); /* 0 if they were not computed */
     int stream_mr;
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);

@@ -1,0 +1,107 @@
+/* Pictures: up to four in and four out channels, adjacent in both maps, of float32 or bytes. Pixels are taken apart,
+   multiplied and put together in registers, a vector of them at a time, so that the time is that of moving bytes. The
+   order of summation is that of tile.h. */
+
+/* LANES pixels to a vector for each channel. */
+INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const int BYTES) {
+    if (!BYTES) {
+        if (CHANNELS == 1) plane[0] = load(src);
+        if (CHANNELS > 1) load_planes(src, plane, CHANNELS);
+        return;
+    }
+    const ivec pixel = load_byte_pixels(src, CHANNELS);
+    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(pixel >> 8 * c & 255);
+}
+
+/* Bytes were clipped to their range. */
+INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int BYTES) {
+    if (!BYTES) {
+        if (CHANNELS == 1) store(dst, plane[0]);
+        if (CHANNELS > 1) store_planes(dst, plane, CHANNELS);
+        return;
+    }
+    ivec pixel = splat_int(0);
+    UNROLL for (int c = 0; c < CHANNELS; c++) pixel |= ints_from_vec(plane[c]) << 8 * c;
+    store_byte_pixels(dst, pixel, CHANNELS);
+}
+
+/* As many pixels as the record says, at least LANES; from and to bytes if X_BYTES, Y_BYTES. */
+INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pixels, const int K, const int OUTS,
+                         const int X_BYTES, const int Y_BYTES) {
+    const int x_pixel = K * (X_BYTES ? 1 : (int)sizeof(float)), y_pixel = OUTS * (Y_BYTES ? 1 : (int)sizeof(float));
+    const vec low = splat(Y_BYTES ? 0.0f : p->low);
+    const vec high = splat(!Y_BYTES || (p->high >= 0.0f && p->high <= 255.0f) ? p->high : p->high < 0.0f ? 0.0f : 255.0f);
+    vec weight[4][4], bias[4];
+    UNROLL for (int o = 0; o < OUTS; o++) {
+        bias[o] = splat(p->bias[o]);
+        UNROLL for (int k = 0; k < K; k++) weight[o][k] = splat(p->weights[k * OUTS + o]);
+    }
+    FOR_VECTORS(i, pixels) {
+        vec in[4], out[4];
+        __builtin_prefetch(x + i * x_pixel + 1024);
+        load_pixels(x + i * x_pixel, in, K, X_BYTES);
+        UNROLL for (int o = 0; o < OUTS; o++) {
+            vec sum = splat(0.0f);
+            UNROLL for (int k = 0; k < K; k++) sum = fmadd(weight[o][k], in[k], sum);
+            /* In this order larger() turns NaN into the lower bound, which is 0 for bytes. */
+            out[o] = Y_BYTES ? smaller(high, larger(sum + bias[o], low)) : clip(sum + bias[o], low, high);
+        }
+        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES);
+    }
+}
+
+/* A result that is far is put together in cache, in runs. */
+INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_BYTES, const int Y_BYTES) {
+    enum { RUN = 4096 };
+    const int x_pixel = K * (X_BYTES ? 1 : (int)sizeof(float)), y_pixel = OUTS * (Y_BYTES ? 1 : (int)sizeof(float));
+    const ptrdiff_t at_once = RUN / y_pixel / LANES * LANES;
+    if (!p->far) {
+        multiply_run(p, p->x, p->y, p->pixels, K, OUTS, X_BYTES, Y_BYTES);
+        return;
+    }
+    char run[RUN] __attribute__((aligned(64)));
+    ptrdiff_t i = 0;
+    while (i < p->pixels) {
+        const ptrdiff_t left = p->pixels - i, n = left < at_once + LANES && left > at_once ? at_once - LANES : at_once;
+        const ptrdiff_t some = smaller_of(left, n);
+        multiply_run(p, p->x + i * x_pixel, run, some, K, OUTS, X_BYTES, Y_BYTES);
+        copy_past_caches(p->y + i * y_pixel, run, some * y_pixel);
+        i += some;
+    }
+    end_of_stores_past_caches();
+}
+
+#define FOUR(X, OUTS) X(1, OUTS) X(2, OUTS) X(3, OUTS) X(4, OUTS)
+#define PIXEL_SIZES(X) FOUR(X, 1) FOUR(X, 2) FOUR(X, 3) FOUR(X, 4)
+#define PIXEL_KERNELS(K, OUTS)                                        \
+    static void pixels_00_##K##x##OUTS(const pixels_t *p) {           \
+        multiply_pixels_of(p, K, OUTS, 0, 0);                         \
+    }                                                                 \
+    static void pixels_01_##K##x##OUTS(const pixels_t *p) {           \
+        multiply_pixels_of(p, K, OUTS, 0, 1);                         \
+    }                                                                 \
+    static void pixels_10_##K##x##OUTS(const pixels_t *p) {           \
+        multiply_pixels_of(p, K, OUTS, 1, 0);                         \
+    }                                                                 \
+    static void pixels_11_##K##x##OUTS(const pixels_t *p) {           \
+        multiply_pixels_of(p, K, OUTS, 1, 1);                         \
+    }
+#define PIXEL_ENTRIES(K, OUTS)                                        \
+    [0][0][K - 1][OUTS - 1] = pixels_00_##K##x##OUTS,                 \
+    [0][1][K - 1][OUTS - 1] = pixels_01_##K##x##OUTS,                 \
+    [1][0][K - 1][OUTS - 1] = pixels_10_##K##x##OUTS,                 \
+    [1][1][K - 1][OUTS - 1] = pixels_11_##K##x##OUTS,
+
+PIXEL_SIZES(PIXEL_KERNELS)
+
+/* 1 if this instruction set computes such pixels; then they are computed if there are LANES of them. */
+static int multiply_pixels(const pixels_t *p) {
+    static void (*const kernel[2][2][4][4])(const pixels_t *) = {PIXEL_SIZES(PIXEL_ENTRIES)};
+    const int is_known = (p->x_kind == KIND_FLOAT32 || p->x_kind == KIND_UINT8) &&
+                         (p->y_kind == KIND_FLOAT32 || p->y_kind == KIND_UINT8);
+    /* The range of bytes and the clip are one clip, unless NaN had to become less than its lower bound. */
+    if (p->y_kind == KIND_UINT8 && p->low > 0.0f) return 0;
+    if (!is_known || p->k > 4 || p->outs > 4 || p->k < 1 || p->pixels < LANES) return 0;
+    kernel[p->x_kind == KIND_UINT8][p->y_kind == KIND_UINT8][p->k - 1][p->outs - 1](p);
+    return 1;
+}
