@@ -101,9 +101,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in options.precisions:
         if name not in PRECISIONS:
             parser.error(f"argument --precision: there is no {name!r}, but {', '.join(PRECISIONS)}")
-    units = runtime.engine.isa_kernel_sets(options.isa)
+    kernel_sets = runtime.engine.isa_kernel_sets(options.isa)
     chosen = list(dict.fromkeys(options.precisions))
-    options.float32 = [name for name in chosen if units[name] == units["highest"]]
+    options.float32 = [name for name in chosen if kernel_sets[name] == kernel_sets["highest"]]
     options.precisions = [name for name in chosen if name not in options.float32[1:]]
 
     obstacles = {name: peer.obstacle(options.layout, options.isa != supported[-1]) for name, peer in PEERS.items()}

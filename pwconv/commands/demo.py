@@ -41,11 +41,13 @@ def _both_layouts(name: str, make_layer: Callable[..., pwconv.PointwiseConv], x:
     """Check `make_layer(layout=...)` on the map `x` (N, C, H, W) and on the same map with its channels last."""
     checks = []
     for layout, axes in {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}.items():
-        layer, twin = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
+        layer, numpy_layer = make_layer(layout=layout), make_layer(layout=layout, backend="numpy")
         map_ = np.ascontiguousarray(x.transpose(axes))
         # NumPy's BLAS uses all CPUs, whatever the number of our threads.
         seconds = race(
-            {"pwconv": partial(layer, map_), "NumPy": partial(twin, map_)}, rounds=ROUNDS, threads=os.cpu_count() or 1
+            {"pwconv": partial(layer, map_), "NumPy": partial(numpy_layer, map_)},
+            rounds=ROUNDS,
+            threads=os.cpu_count() or 1,
         )
         checks.append(
             Check(

@@ -190,7 +190,7 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
     wrong = [contender for contender, error in errors.items() if not error <= 0.01]
     for column, way in wrong:
         if column not in PEERS:
-            raise RuntimeError(f"pwconv computes {workload} wrong in {operands.layout}, compared with its NumPy twin")
+            raise RuntimeError(f"pwconv computes {workload} wrong in {operands.layout}, compared with pwconv.reference")
         del calls[column, way]
 
     limit = machine.limit(workload.flops, workload.bytes_read(operands.layout), workload.bytes_written)

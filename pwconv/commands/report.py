@@ -130,9 +130,9 @@ def conclusion(results: Sequence[Result], means: Mapping[str, Mapping[str, float
     for name, ratios in {"pwconv": means["ratios"], **other_ratios(results)}.items():
         if ratios:
             subject = f" {_shown(name, results)} is" if results[0].others else ""
-            told = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in ratios.items())
+            listed = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in ratios.items())
             paragraphs.append(
-                f"How many times as fast{subject} as each peer and as each layer's {best}, geometric means: {told}."
+                f"How many times as fast{subject} as each peer and as each layer's {best}, geometric means: {listed}."
             )
     if means["ratios"]:
         lost = [f"{result.workload} ({', '.join(result.lost)})" for result in results if result.lost]
