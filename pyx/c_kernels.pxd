@@ -70,7 +70,7 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct stream_t:
         const char* x
-        Py_ssize_t x_channel_step, k
+        Py_ssize_t x_channel_step, first_k, k, all_k
         bint x_far
         const char* next
         Py_ssize_t next_bytes

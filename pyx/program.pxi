@@ -168,7 +168,7 @@ cdef void lay_out(Program* program) noexcept nogil:
             continue
         plan = &step.plan
         if plan.streamed:
-            panels = max(panels, step.k * stream_pitch(plan) * sizeof(float))
+            panels = max(panels, plan.kc * stream_pitch(plan) * sizeof(float))
             partial = max(partial, step.outs * stream_pitch(plan) * sizeof(float))
             residual = max(residual, step.outs * stream_pitch(plan) * sizeof(float))
             continue

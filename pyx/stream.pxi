@@ -6,25 +6,27 @@
 # of one channel are the columns of operand B, so that the weights are packed as for tiles.
 
 cdef enum:
-    STREAM_FLOATS = 8192           # floats of a chunk, in and out channels together
+    STREAM_FLOATS = 9216           # floats of a chunk, in and out channels together: three quarters of a usual L1
     STREAM_MIN_PIXELS = 64
     STREAM_MAX_PIXELS = 2048
-    FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
-    STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels,
+    STREAM_IN_PLACE_OUTS = 4       # with more out channels, pixels are packed wherever they lie
+    STREAM_K = 16                  # channels of channels-first pixels that are packed at a time
+    STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only
+    FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
+
+
+cdef inline Py_ssize_t stream_k(const Problem* problem) noexcept nogil:
+    """In channels that are packed at a time. Rows of channels-first maps are read in long runs, so fewer of them."""
+    return min(problem.k, <Py_ssize_t> STREAM_K) if problem.x_step == 1 else problem.k
 
 
 cdef inline Py_ssize_t stream_chunk(const Problem* problem) noexcept nogil:
-    """Pixels in a chunk: whole vectors of every instruction set.
-
-    Where pixels are read in place, only the sums take room, and long runs of each channel are read in order.
-    """
-    cdef Py_ssize_t floats = problem.outs
-    if problem.x_step != 1 or problem.in_parts or problem.transformed:
-        floats += problem.k
-    return max(<Py_ssize_t> STREAM_MIN_PIXELS,
-               min(<Py_ssize_t> STREAM_MAX_PIXELS, STREAM_FLOATS // floats) // 64 * 64)
+    """Pixels in a chunk: whole tiles of every instruction set, whose NR are 1, 2, 3 and 4 vectors."""
+    cdef Py_ssize_t pixels = min(<Py_ssize_t> STREAM_MAX_PIXELS, STREAM_FLOATS // (problem.outs + stream_k(problem)))
+    cdef Py_ssize_t whole = 3 * STREAM_MIN_PIXELS if pixels >= 3 * STREAM_MIN_PIXELS else STREAM_MIN_PIXELS
+    return max(<Py_ssize_t> STREAM_MIN_PIXELS, pixels // whole * whole)
 
 
 cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
@@ -34,7 +36,7 @@ cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
 
 cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
-    if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or problem.k == 0:
+    if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or not 0 < problem.k <= SUM_BLOCK:
         return False
     return problem.outs <= STREAM_MAX_OUTS and (problem.outs <= STREAM_FEW_OUTS or problem.k <= STREAM_MAX_K)
 
@@ -45,7 +47,7 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     cdef double bytes = 4.0 * problem.pixels * (problem.k + problem.outs)
     plan.streamed = plan.pixels_in_b = plan.packed = True
     plan.vectors = 1
-    plan.kc = problem.k
+    plan.kc = stream_k(problem)
     plan.out_tiling = a_tiling(problem.outs, plan.isa.stream_mr)
     plan.chunk = stream_chunk(problem)
     plan.cycles = problem.groups * problem.spans * (
@@ -102,15 +104,14 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     cdef const FeatureMap* y = block.y
     cdef Py_ssize_t pitch = stream_pitch(plan), channel = group * step.outs, done = 0, pixel, n
     cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
-    cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
+    cdef bint x_in_place = (block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
+                            and (step.outs <= STREAM_IN_PLACE_OUTS or x.slack))
     cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32 and not y.far
+    cdef bint in_place, direct
     cdef stream_t stream
-    cdef epilogue_t epilogue
-    cdef Run run
+    cdef Run from_x, to_y
     block.group = group
-    block.first_k = 0
-    block.k = step.k
-    stream.k = step.k
+    stream.all_k = step.k
     stream.outs = step.outs
     stream.tiles = plan.out_tiling.tiles
     stream.weights = step.weights + group * step.group_stride
@@ -119,51 +120,68 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     stream.high = step.after.high if step.plain and step.after.code == ACT_CLIP else INFINITY
     while done < block.pixels:
         pixel = block.first + done
+        block.first_k = 0
         if step.k <= 4 and step.outs <= 4:
             n = run_pixels(step, block, group, pixel, block.pixels - done)
             if n > 0:
                 done += n
                 continue
         n = min(plan.chunk, block.pixels - done)
-        run = run_from(x, pixel)
-        stream.x_far = False
-        stream.next_bytes = 0
-        if x_in_place and run.step == sizeof(float) and (run.count >= n or run.count >= STREAM_MIN_PIXELS):
-            n = min(n, run.count)
-            stream.x = run.at + block_offset(step, block)
-            stream.x_channel_step = x.channel_step
-            stream.x_far = x_far
-        else:
-            gather_pixels(step, block, False, pixel, n, pitch, block.panels)
-            if block.x_parts == 1 and x.channel_step == x.item and run.step > 0 and run.count > n:
-                stream.next = run.at + block_offset(step, block) + n * run.step
-                stream.next_bytes = min(n, run.count - n) * run.step
-            stream.x = <char*> block.panels
-            stream.x_channel_step = pitch * sizeof(float)
+        from_x = run_from(x, pixel)
+        in_place = x_in_place and from_x.step == sizeof(float) and (from_x.count >= n
+                                                                    or from_x.count >= STREAM_MIN_PIXELS)
+        if in_place:
+            n = min(n, from_x.count)
+        to_y = run_from(y, pixel)
+        direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
         stream.pixels = n
-        run = run_from(y, pixel)
-        if y_in_place and run.step == sizeof(float) and run.count >= n:
-            stream.y = run.at + block.span * y.span_step + channel * y.channel_step
+        if direct:
+            stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step
-            plan.isa.stream(&stream)
         else:
             stream.y = <char*> block.partial
             stream.y_channel_step = pitch * sizeof(float)
+        stream.first_k = 0
+        while stream.first_k < step.k:
+            block.first_k = stream.first_k
+            block.k = stream.k = step.k if in_place else min(plan.kc, step.k - stream.first_k)
+            stream.x_far = in_place and x_far
+            stream.next_bytes = 0
+            if in_place:
+                stream.x = from_x.at + block_offset(step, block)
+                stream.x_channel_step = x.channel_step
+            else:
+                gather_pixels(step, block, False, pixel, n, pitch, block.panels)
+                stream.x = <char*> block.panels
+                stream.x_channel_step = pitch * sizeof(float)
+                if block.x_parts == 1 and x.channel_step == x.item and from_x.step > 0 and from_x.count > n:
+                    stream.next = from_x.at + block_offset(step, block) + n * from_x.step
+                    stream.next_bytes = min(n, from_x.count - n) * from_x.step
             plan.isa.stream(&stream)
+            stream.first_k += stream.k
+        if not direct:
             if not step.plain:
-                epilogue.sum = block.partial
-                epilogue.rows = step.outs
-                epilogue.vectors = ceil_div(n, plan.kernels.lanes)
-                epilogue.pitch = pitch
-                epilogue.bias = step.bias + group * step.channel_pitch
-                epilogue.scale = step.scale + block.span * step.scale_span + group * step.channel_pitch
-                epilogue.channels_in_b = False
-                epilogue.residual = NULL
-                epilogue.activation = step.after
-                if step.residual.data != NULL:
-                    get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, True, pixel, n, channel,
-                                  step.outs)
-                    epilogue.residual = block.residual
-                plan.isa.epilogue(&epilogue)
+                finish_chunk(step, block, pixel, n)
             put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
         done += n
+
+
+cdef void finish_chunk(const Step* step, const Block* block, Py_ssize_t pixel, Py_ssize_t pixels) noexcept nogil:
+    """Applies the epilogue to the sums of a chunk in scratch."""
+    cdef const Plan* plan = &step.plan
+    cdef Py_ssize_t pitch = stream_pitch(plan), channel = block.group * step.outs
+    cdef epilogue_t epilogue
+    epilogue.sum = block.partial
+    epilogue.rows = step.outs
+    epilogue.vectors = ceil_div(pixels, plan.kernels.lanes)
+    epilogue.pitch = pitch
+    epilogue.bias = step.bias + block.group * step.channel_pitch
+    epilogue.scale = step.scale + block.span * step.scale_span + block.group * step.channel_pitch
+    epilogue.channels_in_b = False
+    epilogue.residual = NULL
+    epilogue.activation = step.after
+    if step.residual.data != NULL:
+        get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, True, pixel, pixels, channel,
+                      step.outs)
+        epilogue.residual = block.residual
+    plan.isa.epilogue(&epilogue)

@@ -119,13 +119,14 @@ typedef struct {
     int far;                      /* y is too large to stay in a cache */
 } unpack_t;
 
-/* All out channels of a run of pixels of a layer with few channels: y = clip(sum + bias), planes in and out. */
+/* All out channels of a run of pixels, for all in channels or some of them: y = clip(sum + bias), planes in and out. */
 typedef struct {
     const char *x;            /* float32 [channel][pixel], at any byte address */
     ptrdiff_t x_channel_step; /* bytes */
-    ptrdiff_t k;
-    int x_far;        /* x lies in memory and not in cache: only a few channels are read at a time */
-    const char *next; /* a run of bytes that is prefetched meanwhile */
+    ptrdiff_t first_k, k;     /* the channels of this call, */
+    ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK; y holds the sum of the channels before */
+    int x_far;                /* x lies in memory and not in cache: only a few channels are read at a time */
+    const char *next;         /* a run of bytes that is prefetched meanwhile */
     ptrdiff_t next_bytes;
     const float *weights;  /* [tile][channel][row]; the first outs % tiles tiles have a row more than the others */
     ptrdiff_t outs, tiles; /* no tile has more than isa_t.stream_mr rows */

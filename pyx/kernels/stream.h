@@ -2,10 +2,9 @@
    call, planes in and planes out. Pixels lie on the lanes, weights are broadcast. The order of summation is that of
    tile.h: a sum may rest in y between two channels of a block, which changes no bit of a float32. */
 
-/* x that comes from memory is read a few channels at a time: hardware follows a few runs, and rows that lie a multiple
-   of 4096 bytes apart, as most do, share the few places of one cache set. With more out channels it is read more
-   channels at a time, since all sums are loaded and stored again for each part. */
-enum { STREAMS = 4, MORE_STREAMS = 16 };
+/* x that is read in place from memory is read a few channels at a time: hardware follows a few runs, and rows that lie
+   a multiple of 4096 bytes apart, as most do, share the few places of one cache set. */
+enum { STREAMS = 4 };
 
 /* One tile of out channels and some in channels, for all pixels. */
 typedef struct {
@@ -16,10 +15,10 @@ typedef struct {
     char *y;
     ptrdiff_t y_channel_step;
     ptrdiff_t pixels;
+    int first;         /* channels; else y holds the sum of those before */
     const float *bias; /* NULL: the sum is not finished */
     float low, high;
-    enum { SUM_IS_NEW, SUM_CONTINUES, SUM_IS_ADDED } sum; /* to what y holds */
-    const char *prefetch;                                 /* the channels that are read next */
+    const char *prefetch; /* the channels that are read next */
     ptrdiff_t prefetch_channels;
     const char *next; /* as in stream_t */
     ptrdiff_t next_bytes;
@@ -34,7 +33,7 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
     vec sum[8][MAX_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
         const char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
-        sum[r][v] = p->sum != SUM_CONTINUES ? splat(0.0f) : PARTIAL ? load_first(here, lanes) : load(here);
+        sum[r][v] = p->first ? splat(0.0f) : PARTIAL ? load_first(here, lanes) : load(here);
     }
     for (ptrdiff_t k = 0; k < p->k; k++) {
         vec x_vec[MAX_VECTORS];
@@ -48,11 +47,13 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         x += p->x_channel_step;
         weights += MR;
     }
-    const vec low = splat(p->low), high = splat(p->high);
+    /* Through memory, or compilers keep both in registers during the loop, and spill pixels. */
+    float bounds[2] = {p->low, p->high};
+    __asm__ volatile("" : "+m"(bounds));
+    const vec low = splat(bounds[0]), high = splat(bounds[1]);
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
         char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
         vec out = sum[r][v];
-        if (p->sum == SUM_IS_ADDED) out += PARTIAL ? load_first(here, lanes) : load(here);
         if (p->bias) out = clip(out + splat(p->bias[r]), low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
@@ -90,11 +91,8 @@ STREAM_TILES(STREAM_KERNEL)
 
 static void stream(const stream_t *s) {
     static void (*const kernel[])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
-    /* Sums of the second block of channels on are added to y, so they cannot rest there. */
-    const ptrdiff_t streams = s->outs <= STREAMS ? STREAMS : MORE_STREAMS;
-    const ptrdiff_t at_once = s->x_far && s->k <= SUM_BLOCK ? streams : SUM_BLOCK;
+    const ptrdiff_t at_once = s->x_far ? STREAMS : s->k;
     const ptrdiff_t base = s->tiles ? s->outs / s->tiles : 0, taller = s->tiles ? s->outs % s->tiles : 0;
-    ptrdiff_t channel = 0;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
                        .y_channel_step = s->y_channel_step,
                        .pixels = s->pixels,
@@ -102,22 +100,24 @@ static void stream(const stream_t *s) {
                        .next_bytes = s->next_bytes,
                        .low = s->low,
                        .high = s->high};
-    do {
+    for (ptrdiff_t channel = 0; channel < s->k; channel += at_once) {
         p.k = smaller_of(s->k - channel, at_once);
         p.x = s->x + channel * s->x_channel_step;
+        p.first = s->first_k + channel == 0;
         const int last = channel + p.k == s->k;
-        p.sum = channel == 0 ? SUM_IS_NEW : s->k > SUM_BLOCK ? SUM_IS_ADDED : SUM_CONTINUES;
-        p.prefetch = last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
-        p.prefetch_channels = !s->x_far ? 0 : smaller_of(last ? s->k : s->k - channel - p.k, streams);
+        const int finishes = s->bias && last && s->first_k + s->k == s->all_k;
+        if (s->x_far) {
+            p.prefetch = last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
+            p.prefetch_channels = smaller_of(last ? s->k : s->k - channel - p.k, STREAMS);
+        }
         for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
             const ptrdiff_t mr = base + (tile < taller);
-            p.weights = s->weights + row * s->k + channel * mr;
-            p.bias = last && s->bias ? s->bias + row : NULL;
+            p.weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
+            p.bias = finishes ? s->bias + row : NULL;
             p.y = s->y + row * s->y_channel_step;
             kernel[mr](&p);
             p.prefetch_channels = p.next_bytes = 0;
             row += mr;
         }
-        channel += p.k;
-    } while (channel < s->k);
+    }
 }
