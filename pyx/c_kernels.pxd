@@ -73,7 +73,7 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t x_channel_step, first_k, k, all_k
         bint x_far
         const char* next
-        Py_ssize_t next_bytes
+        Py_ssize_t next_rows, next_row_step, next_bytes
         const float* weights
         Py_ssize_t outs, tiles, pixels
         char* y

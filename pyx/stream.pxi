@@ -146,7 +146,7 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
             block.first_k = stream.first_k
             block.k = stream.k = step.k if in_place else min(plan.kc, step.k - stream.first_k)
             stream.x_far = in_place and x_far
-            stream.next_bytes = 0
+            stream.next_rows = 0
             if in_place:
                 stream.x = from_x.at + block_offset(step, block)
                 stream.x_channel_step = x.channel_step
@@ -154,9 +154,8 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
                 gather_pixels(step, block, False, pixel, n, pitch, block.panels)
                 stream.x = <char*> block.panels
                 stream.x_channel_step = pitch * sizeof(float)
-                if block.x_parts == 1 and x.channel_step == x.item and from_x.step > 0 and from_x.count > n:
-                    stream.next = from_x.at + block_offset(step, block) + n * from_x.step
-                    stream.next_bytes = min(n, from_x.count - n) * from_x.step
+                if block.x_parts == 1:
+                    plan_next(step, block, &from_x, n, &stream)
             plan.isa.stream(&stream)
             stream.first_k += stream.k
         if not direct:
@@ -164,6 +163,29 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
                 finish_chunk(step, block, pixel, n)
             put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
         done += n
+
+
+cdef inline void plan_next(const Step* step, const Block* block, const Run* from_x, Py_ssize_t pixels,
+                           stream_t* stream) noexcept nogil:
+    """Chooses what is prefetched while some channels of a chunk are multiplied: those that are packed next."""
+    cdef const FeatureMap* x = block.x
+    cdef Py_ssize_t left = step.k - block.first_k - block.k, start = 0 if left > 0 else pixels
+    cdef Py_ssize_t n = min(pixels, from_x.count - start)
+    if n <= 0 or from_x.step <= 0:
+        return
+    stream.next = from_x.at + block_offset(step, block) + start * from_x.step
+    stream.next += (block.k if left > 0 else -block.first_k) * x.channel_step
+    if x.channel_step == x.item:           # pixel by pixel; adjacent pixels are one row
+        stream.next_rows = n
+        stream.next_row_step = from_x.step
+        stream.next_bytes = step.k * x.item
+        if stream.next_bytes == from_x.step:
+            stream.next_rows = 1
+            stream.next_bytes *= n
+    elif from_x.step == x.item:
+        stream.next_rows = min(step.plan.kc, left) if left > 0 else step.plan.kc
+        stream.next_row_step = x.channel_step
+        stream.next_bytes = n * x.item
 
 
 cdef void finish_chunk(const Step* step, const Block* block, Py_ssize_t pixel, Py_ssize_t pixels) noexcept nogil:

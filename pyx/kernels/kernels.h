@@ -126,8 +126,8 @@ typedef struct {
     ptrdiff_t first_k, k;     /* the channels of this call, */
     ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK; y holds the sum of the channels before */
     int x_far;                /* x lies in memory and not in cache: only a few channels are read at a time */
-    const char *next;         /* a run of bytes that is prefetched meanwhile */
-    ptrdiff_t next_bytes;
+    const char *next;         /* rows of bytes that are prefetched meanwhile */
+    ptrdiff_t next_rows, next_row_step, next_bytes;
     const float *weights;  /* [tile][channel][row]; the first outs % tiles tiles have a row more than the others */
     ptrdiff_t outs, tiles; /* no tile has more than isa_t.stream_mr rows */
     ptrdiff_t pixels;

@@ -21,7 +21,7 @@ typedef struct {
     const char *prefetch; /* the channels that are read next */
     ptrdiff_t prefetch_channels;
     const char *next; /* as in stream_t */
-    ptrdiff_t next_bytes;
+    ptrdiff_t next_rows, next_row_step, next_bytes;
 } stream_part_t;
 
 /* MR rows of some vectors of pixels; `lanes` of them in the last vector count if PARTIAL. */
@@ -66,11 +66,16 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
 INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTORS) {
     enum { ONE = sizeof(float), LINE = 64 };
     const stream_part_t p = *part; /* a copy: as far as a compiler knows, stores to y may change *part */
-    const ptrdiff_t next_lines = (p.next_bytes * VECTORS * LANES / p.pixels + LINE - 1) / LINE;
+    const ptrdiff_t next_lines = (p.next_rows * p.next_bytes * VECTORS * LANES / p.pixels + LINE - 1) / LINE;
     const char *next = p.next;
+    ptrdiff_t next_rows = p.next_rows, next_at = 0;
     ptrdiff_t i = 0;
     for (; i + VECTORS * LANES <= p.pixels; i += VECTORS * LANES) {
-        for (ptrdiff_t line = 0; line < next_lines; line++, next += LINE) __builtin_prefetch(next);
+        for (ptrdiff_t line = 0; line < next_lines && next_rows > 0; line++) {
+            __builtin_prefetch(next + next_at);
+            next_at += LINE;
+            if (next_at >= p.next_bytes) next_at = 0, next += p.next_row_step, next_rows--;
+        }
         const char *ahead = p.prefetch + i * ONE;
         for (ptrdiff_t k = 0; k < p.prefetch_channels; k++, ahead += p.x_channel_step) {
             UNROLL for (int line = 0; line < VECTORS * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
@@ -97,6 +102,8 @@ static void stream(const stream_t *s) {
                        .y_channel_step = s->y_channel_step,
                        .pixels = s->pixels,
                        .next = s->next,
+                       .next_rows = s->next_rows,
+                       .next_row_step = s->next_row_step,
                        .next_bytes = s->next_bytes,
                        .low = s->low,
                        .high = s->high};
@@ -116,7 +123,7 @@ static void stream(const stream_t *s) {
             p.bias = finishes ? s->bias + row : NULL;
             p.y = s->y + row * s->y_channel_step;
             kernel[mr](&p);
-            p.prefetch_channels = p.next_bytes = 0;
+            p.prefetch_channels = p.next_rows = 0;
             row += mr;
         }
     }
