@@ -161,6 +161,21 @@ class PointwiseChain(Layers):
         between = pixel_count(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
         return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
 
+    def plan(self, shape: Sequence[int], num_threads: int | None = None) -> "ChainPlan":
+        """Return a description, for people, of how each layer is computed for an `x` of this shape."""
+        calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
+        shapes = (tuple(shape), *(call.out_shape for call in calls[:-1]))
+        return ChainPlan(layer.plan(each, num_threads) for layer, each in zip(self.layers, shapes, strict=True))
+
+
+class ChainPlan(tuple[Any, ...]):
+    """The plans of the layers of a chain, each by itself; a chain runs the same kernels on blocks of pixels."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(f"({i}): {plan!r}" for i, plan in enumerate(self))
+
 
 class PointwiseBranches(Layers):
     """Pointwise layers that share an input, which is read once.

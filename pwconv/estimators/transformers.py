@@ -170,18 +170,23 @@ def _indices(model: Any, name: str, columns: Any, place: str) -> NDArray[np.intp
     told = getattr(model, "_transformer_to_input_indices", {}).get(name)
     if told is not None:
         return np.asarray(told, np.intp).reshape(-1)
-    count = channels_of(model)
+    every = np.arange(channels_of(model) or 0)
     known = list(getattr(model, "feature_names_in_", ()))
     if isinstance(columns, slice):
-        ends = [known.index(end) if isinstance(end, str) else end for end in (columns.start, columns.stop)]
-        if isinstance(columns.stop, str):
-            ends[1] += 1  # the last name is included
-        return np.arange(count)[slice(*ends, columns.step)]
+        start, stop = columns.start, columns.stop
+        # The last name is included.
+        return every[
+            slice(
+                known.index(start) if isinstance(start, str) else start,
+                known.index(stop) + 1 if isinstance(stop, str) else stop,
+                columns.step,
+            )
+        ]
     chosen = np.atleast_1d(np.asarray(columns))
     if chosen.dtype.kind == "b":
         return np.flatnonzero(chosen)
     if chosen.dtype.kind in "iu":
-        return np.arange(count)[chosen]
+        return every[chosen]
     if chosen.size and not set(chosen) <= set(known):
         raise ValueError(f"{place} must choose channels by number, or by names that the model knows, got {columns}")
     return np.array([known.index(column) for column in chosen], np.intp)
