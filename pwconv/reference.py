@@ -74,6 +74,10 @@ def call_layer(
 ) -> NDArray[Any]:
     """Compute `layer(x, ...)` for a `pwconv.PointwiseConv`, in `dtype`."""
     spec, matrix = layer.spec, layer.matrix
+    own = layer.scales
+    input_scale = own[0] if input_scale is None else input_scale
+    input_shift = own[1] if input_shift is None else input_shift
+    output_scale = own[2] if output_scale is None else output_scale
     call = arguments.check_call(
         spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
     )
@@ -95,6 +99,7 @@ def call_chain(
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
         source = maps[-1] if maps else call.x
+        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
         maps.append(_compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=source), out, dtype))
     return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
 
@@ -312,18 +317,21 @@ def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = Non
 class Layer:
     """The base class of `pwconv.PointwiseConv` where the compiled engine is missing."""
 
-    __slots__ = ("bias1d", "matrix", "spec")
+    __slots__ = ("bias1d", "matrix", "scales", "spec")
 
     matrix: Float32Array
     bias1d: Float32Array | None
     spec: Spec
 
-    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec) -> Self:
+    scales: Any
+
+    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec, scales: Any = (None,) * 3) -> Self:
         layer = super().__new__(cls)
         # PointwiseConv forbids assignment.
         object.__setattr__(layer, "matrix", _read_only_copy(matrix))
         object.__setattr__(layer, "bias1d", None if bias is None else _read_only_copy(bias))
         object.__setattr__(layer, "spec", spec)
+        object.__setattr__(layer, "scales", scales)
         return layer
 
     __call__ = call_layer
@@ -341,6 +349,7 @@ def _logits(classifier: Any, x: Any, dtype: DTypeLike) -> NDArray[Any]:
     calls, _ = arguments.check_chain(classifier.all_layers, x)
     logits: Any = calls[0].x
     for layer, call in zip(classifier.all_layers, calls, strict=True):
+        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
         logits = _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=logits), None, dtype)
     return logits
 
