@@ -1,6 +1,5 @@
 """What a fitted estimator says of itself: its kind, its numbers, its channels."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,16 +8,6 @@ from numpy.typing import NDArray
 from pwconv.arguments import foreign_numbers
 
 _COUNTED = ("coef_", "components_", "scalings_", "coefs_")  # attributes that tell the number of channels
-
-
-def kind_of(model: Any, known: Iterable[str], method: str) -> str | None:
-    """Return the name of the class, among `known`, whose `method` a model has; None if a subclass has its own."""
-    for cls in type(model).__mro__:
-        if cls.__name__ in known:
-            return cls.__name__
-        if method in vars(cls):
-            return None
-    return None
 
 
 def attribute(model: Any, name: str, place: str) -> Any:

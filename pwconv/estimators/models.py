@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pwconv.adapters import kind_of
 from pwconv.estimators.affine import Affine
-from pwconv.estimators.attributes import as_float64, attribute, channels_of, kind_of, numbers, refusal
+from pwconv.estimators.attributes import as_float64, attribute, channels_of, numbers, refusal
 from pwconv.estimators.transformers import Network, centre_of_classes, place_of, transform
 
 _HIDDEN = {"identity": None, "relu": "relu", "tanh": "tanh", "logistic": "sigmoid"}

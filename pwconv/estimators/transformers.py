@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pwconv.adapters import kind_of
 from pwconv.arguments import ActivationLike
 from pwconv.estimators.affine import Affine
-from pwconv.estimators.attributes import attribute, channels_of, kind_of, numbers, refusal
+from pwconv.estimators.attributes import attribute, channels_of, numbers, refusal
 
 
 class Network:
