@@ -6,6 +6,7 @@ from pwconv.costs import Cost, conv_cost
 from pwconv.factors import factorize, factorize_kernel
 from pwconv.functional import pointwise_conv
 from pwconv.layers import PointwiseConv
+from pwconv.models import from_sklearn
 from pwconv.reduce import ChannelReducer
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 from pwconv.several import PointwiseBranches, PointwiseChain
@@ -25,6 +26,7 @@ __all__ = [
     "conv_cost",
     "factorize",
     "factorize_kernel",
+    "from_sklearn",
     "get_num_threads",
     "pointwise_conv",
     "pointwise_conv_backward",

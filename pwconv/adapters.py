@@ -1,6 +1,6 @@
 """Layers of torch and Keras as constructor arguments. Only attributes are read; neither library is imported."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pwconv.arguments import foreign_array
@@ -16,6 +16,16 @@ _KERAS_ACTIVATIONS = {
     "swish": "silu",
     "gelu": "gelu",
 }
+
+
+def kind_of(model: Any, known: Iterable[str], method: str) -> str | None:
+    """Return the name of the class, among `known`, whose `method` a model has; None if a subclass has its own."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in known:
+            return cls.__name__
+        if method in vars(cls):
+            return None
+    return None
 
 
 def from_torch(module: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +54,7 @@ def from_keras(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(f"layer must be a built Conv1D, Conv2D, Conv3D or Dense, got {type(layer).__name__}")
     kwargs = _weights(layer.kernel, layer.bias) | {"weight_layout": "IO"}
     if "activation" not in options:
-        kwargs["activation"] = _keras_activation(layer.activation)
+        kwargs["activation"] = keras_activation(layer.activation)
     if is_dense:
         return kwargs | {"layout": "channels_last"} | options
     if hasattr(layer, "output_padding") or hasattr(layer, "depth_multiplier"):
@@ -79,7 +89,8 @@ def _stride(steps: int | Sequence[int], spatial: str, options: dict[str, Any]) -
     return tuple(by_letter[letter] for letter in wanted) if sorted(wanted) == sorted(spatial) else tuple(steps)
 
 
-def _keras_activation(function: Any) -> str | None:
+def keras_activation(function: Any) -> str | None:
+    """Return the name of an activation function of Keras."""
     name = "linear" if function is None else getattr(function, "__name__", type(function).__name__)
     if name not in _KERAS_ACTIVATIONS:
         raise ValueError(

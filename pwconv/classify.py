@@ -1,4 +1,4 @@
-"""A linear classifier for every pixel: a pointwise convolution whose logits are reduced to labels in cache."""
+"""A classifier for every pixel: pointwise convolutions whose logits are reduced to labels in cache."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -6,11 +6,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pwconv import arguments, reference, runtime
-from pwconv.arguments import Float32Array
+from pwconv import arguments, estimators, links, reference, runtime
+from pwconv.arguments import Call, Float32Array
+from pwconv.boxes import boxes_of
+from pwconv.costs import Cost
 from pwconv.layers import Immutable, PointwiseConv
+from pwconv.several import PointwiseChain
 
-LINKS = ("softmax", "one_vs_rest", "modified_huber", None)
+_BLOCK = 1 << 20  # logits that exist at a time where they are computed block by block
 
 
 class PixelClassifier(Immutable):
@@ -33,14 +36,16 @@ class PixelClassifier(Immutable):
     precision, backend : as in `pwconv.pointwise_conv`.
     link : how `predict_proba` computes probabilities from logits. "softmax" (for two classes the logistic function);
         "one_vs_rest", logistic functions divided by their sum; "modified_huber", clip(v / 2 + 1/2, 0, 1) divided by its
-        sum; or None for a classifier without probabilities. Where a sum is 0, all classes are equally probable.
+        sum, or equal probabilities if the sum is 0; "multilabel", a logistic function for each class by itself, whose
+        classes do not exclude each other; or None for a classifier without probabilities.
 
     Attributes
     ----------
     classes, link : the arguments; `classes` is a read-only array.
-    layer : the `PointwiseConv` that computes the logits.
+    layers : the `PointwiseConv`s that compute the logits, one behind the other; one unless made by `from_chain` or
+        `from_sklearn`.
+    layer : the last of them.
     head : the same with a row for each class, also for a binary classifier, whose `layer` has only one.
-    scores : the `PointwiseConv` that computes probabilities before they are divided by their sum; None for "softmax".
 
     Examples
     --------
@@ -49,13 +54,13 @@ class PixelClassifier(Immutable):
     array([['red', 'green']], dtype='<U5')
     """
 
-    __slots__ = ("classes", "head", "layer", "link", "scores")
+    __slots__ = ("_logits", "classes", "head", "layers", "link")
 
+    _logits: PointwiseConv | PointwiseChain
     classes: NDArray[Any] | None
     head: PointwiseConv
-    layer: PointwiseConv
+    layers: tuple[PointwiseConv, ...]
     link: str | None
-    scores: PointwiseConv | None
 
     def __new__(
         cls,
@@ -68,27 +73,25 @@ class PixelClassifier(Immutable):
         backend: str = "auto",
         link: str | None = "softmax",
     ) -> Self:
-        if link not in LINKS:
-            raise ValueError(f"link must be one of {', '.join(map(repr, LINKS))}, got {link!r}")
         layer = PointwiseConv(weight, bias, layout=layout, precision=precision, backend=backend)
-        matrix = layer.matrix
-        vector = np.zeros(len(matrix), np.float32) if layer.bias is None else layer.bias
+        return cls._of((layer,), classes, link)
 
-        def per_class(rows: NDArray[Any], bias: NDArray[Any], activation: Any = None) -> PointwiseConv:
-            return PointwiseConv(rows, bias, layout=layout, activation=activation, precision=precision, backend=backend)
-
-        head, scores = layer, None
-        if len(matrix) == 1:
-            head = per_class(_stacked(np.zeros_like(matrix), matrix), _stacked(np.zeros_like(vector), vector))
-            matrix, vector = _stacked(-matrix, matrix), _stacked(-vector, vector)
-        if link == "one_vs_rest":
-            scores = per_class(matrix, vector, "sigmoid")
-        elif link == "modified_huber":
-            scores = per_class(matrix / 2, vector / 2 + np.float32(0.5), ("clip", 0, 1))
-
+    @classmethod
+    def _of(cls, layers: tuple[PointwiseConv, ...], classes: Any, link: str | None) -> Self:
+        """Return a classifier with the logits of layers that fit together."""
+        if link not in links.LINKS:
+            raise ValueError(f"link must be one of {', '.join(map(repr, links.LINKS))}, got {link!r}")
+        head = layers[-1]
+        if head.out_channels == 1 and link != "multilabel":
+            head = _with_two_rows(head)
         classifier = super().__new__(cls)
-        names = arguments.class_names(classes, head.out_channels)
-        classifier._set(layer=layer, head=head, scores=scores, classes=names, link=link)
+        classifier._set(
+            layers=layers,
+            head=head,
+            classes=arguments.class_names(classes, head.out_channels),
+            link=link,
+            _logits=layers[0] if len(layers) == 1 else PointwiseChain(layers),
+        )
         return classifier
 
     @classmethod
@@ -112,42 +115,91 @@ class PixelClassifier(Immutable):
 
     @classmethod
     def from_sklearn(cls, estimator: Any, **kw: Any) -> Self:
-        """Turn a fitted linear classifier of scikit-learn into a classifier for every pixel.
+        """Turn a fitted classifier of scikit-learn into a classifier for every pixel.
 
         Labels and probabilities are those of `estimator`: a LogisticRegression, LinearSVC, SGDClassifier,
-        RidgeClassifier, LinearDiscriminantAnalysis, or any object with their attributes. `coef_`, `intercept_` and
-        `classes_` are read, and rounded to float32. `**kw` are arguments of the constructor.
+        RidgeClassifier, LinearDiscriminantAnalysis, MLPClassifier, a Pipeline that ends in one of them, or any object
+        with `coef_`, `intercept_` and `classes_`. `pwconv.from_sklearn` says what a pipeline may hold. `**kw` are
+        `layout`, `classes`, `link`, `precision` and `backend`.
 
-        Raises TypeError if an attribute is missing, ValueError if the estimator has no linear function per class.
+        Raises TypeError if an attribute is missing; ValueError if the estimator has no linear function per class, or
+        for a step of a pipeline that is neither affine nor a known activation.
         """
-        for name in ("coef_", "intercept_", "classes_"):
-            if not hasattr(estimator, name):
-                raise TypeError(f"estimator must be linear and fitted, got {type(estimator).__name__} without {name}")
-        # Two classes have one row; RidgeClassifier stores it as a vector.
-        coef = np.atleast_2d(arguments.foreign_array(estimator.coef_, "coef_"))
-        names = np.asarray(estimator.classes_)
-        rows = 1 if len(names) == 2 else len(names)
-        if coef.ndim != 2 or len(coef) not in (rows, len(names)) or hasattr(estimator, "support_vectors_"):
-            raise ValueError(
-                f"estimator must have one linear function per class, got {type(estimator).__name__} with coef_ of "
-                f"shape {coef.shape} for {len(names)} classes"
-            )
-        bias = np.broadcast_to(arguments.foreign_array(estimator.intercept_, "intercept_"), len(coef))
-        return cls(coef, bias, **({"classes": names, "link": _link_of(estimator)} | kw))
+        model = estimators.read(estimator, "estimator")
+        if not model.is_classifier:
+            raise TypeError(f"estimator must be a classifier, got {type(estimator).__name__}: use pwconv.from_sklearn")
+        return cls._of_model(model, **kw)
+
+    @classmethod
+    def _of_model(
+        cls,
+        model: estimators.Model,
+        *,
+        layout: str = "NCHW",
+        classes: Any = ...,
+        link: Any = ...,
+        precision: str = "highest",
+        backend: str = "auto",
+    ) -> Self:
+        """Return the classifier of a model that was read; `classes` and `link` are its own unless given."""
+        layers = [PointwiseConv(layout=layout, precision=precision, backend=backend, **layer) for layer in model.layers]
+        given = model.classes if classes is ... else classes, model.link if link is ... else link
+        return cls._of(tuple(layers), *given)
+
+    @classmethod
+    def from_chain(
+        cls,
+        chain: PointwiseChain | PointwiseConv,
+        *,
+        classes: Sequence[Any] | NDArray[Any] | None = None,
+        link: str | None = "softmax",
+    ) -> Self:
+        """Turn a chain whose last layer computes logits into a classifier for every pixel.
+
+        Maps between the layers and the map of logits never exist as a whole. Logits have the bits of the layers called
+        one by one. `classes` and `link` are those of the constructor.
+
+        Raises TypeError for anything but a chain or a layer; ValueError for a last layer with a single out channel (a
+        binary classifier) and an activation, since class 0 has the logit 0.
+
+        Examples
+        --------
+        >>> deep, head = (pwconv.PointwiseConv(np.ones(s, np.float32)) for s in ((64, 32), (21, 64)))
+        >>> labels = pwconv.PixelClassifier.from_chain(pwconv.PointwiseChain([deep, head]))
+        >>> labels.predict(np.ones((1, 32, 16, 16), np.float32), size=(128, 128)).shape
+        (1, 128, 128)
+        """
+        if not isinstance(chain, PointwiseChain | PointwiseConv):
+            raise TypeError(f"chain must be a PointwiseChain or a PointwiseConv, got {type(chain).__name__}")
+        layers = chain.layers if isinstance(chain, PointwiseChain) else (chain,)
+        return cls._of(layers, classes, link)
+
+    @property
+    def layer(self) -> PointwiseConv:
+        """The layer that computes the logits."""
+        return self.layers[-1]
+
+    @property
+    def all_layers(self) -> tuple[PointwiseConv, ...]:
+        """The layers, of which the last is `head`."""
+        return (*self.layers[:-1], self.head)
 
     @property
     def backend(self) -> str:
         """The backend: "native" or "numpy"."""
-        return self.head.spec.backend
+        return "numpy" if any(layer.spec.backend == "numpy" for layer in self.layers) else "native"
 
     def decision_function(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
         """Return the logits as a layer does: one channel per class, or a single channel for a binary classifier."""
-        return self.layer(x, out=out, num_threads=num_threads)
+        logits: Any = self._logits(x, out=out, num_threads=num_threads)
+        return logits
 
     def predict(
         self, x: Any, *, size: Sequence[int] | None = None, out: Any = None, num_threads: int | None = None
     ) -> NDArray[Any]:
         """Return the label of each pixel, without a channel axis: int32 indices, or class names.
+
+        With link="multilabel", return int32 with a channel for each class: 1 where its logit is above 0, else 0.
 
         Parameters
         ----------
@@ -155,18 +207,24 @@ class PixelClassifier(Immutable):
             are resized bilinearly to this size, with half-pixel centres, as torch's `interpolate(mode="bilinear",
             align_corners=False)` does.
         out : array of any integer dtype that can hold all indices; receives indices and is returned.
+
+        Raises ValueError for a `size` with link="multilabel".
         """
         if self.backend == "numpy":
             return reference.predict(self, x, size=size, out=out, num_threads=num_threads)
-        call, labels = arguments.check_predict(self.head, x, size, out, num_threads)
+        call, labels = arguments.check_predict(self.all_layers, self.link, x, size, out, num_threads)
         axis = call.out_layout.index("C")
+        if self.link == "multilabel":
+            labels = np.empty(call.out_shape, np.int32) if labels is None else labels
+            self._fill_indicators(call, labels)
+            return labels if out is None else out
         if labels is None:
             labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
         receiver = np.expand_dims(labels, axis)
         if size is None:
-            runtime.engine.classify((self.head,), call.x, receiver, None, 1, None, None, call.num_threads)
+            runtime.engine.classify(self.all_layers, call.x, receiver, None, 1, None, None, call.num_threads)
         else:
-            runtime.engine.classify_resized((self.head,), call.x, receiver, None, None, call.num_threads)
+            runtime.engine.classify_resized(self.all_layers, call.x, receiver, None, None, call.num_threads)
         return self.named(labels) if out is None else out
 
     def top_k(
@@ -179,11 +237,11 @@ class PixelClassifier(Immutable):
         """
         if self.backend == "numpy":
             return reference.top_k(self, x, k, out=out, num_threads=num_threads)
-        call, labels, logits = arguments.check_top_k(self.head, x, k, out, num_threads)
+        call, labels, logits = arguments.check_top_k(self.all_layers, x, k, out, num_threads)
         if labels is None or logits is None:
             labels, logits = np.empty(call.out_shape, np.int32), np.empty(call.out_shape, np.float32)
         places = call.out_shape[call.out_layout.index("C")]
-        runtime.engine.classify((self.head,), call.x, labels, logits, places, None, None, call.num_threads)
+        runtime.engine.classify(self.all_layers, call.x, labels, logits, places, None, None, call.num_threads)
         return (self.named(labels), logits) if out is None else (out[0], out[1])
 
     def predict_proba(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
@@ -193,21 +251,54 @@ class PixelClassifier(Immutable):
         """
         if self.backend == "numpy":
             return reference.predict_proba(self, x, out=out, num_threads=num_threads)
-        call = arguments.check_probabilities(self.head, self.link, x, out, num_threads)
+        call = arguments.check_probabilities(self.all_layers, self.link, x, out, num_threads)
         probabilities = np.empty(call.out_shape, np.float32) if call.out is None else call.out
-        if self.scores is None:
-            runtime.engine.classify((self.head,), call.x, probabilities, None, 0, None, None, call.num_threads)
+        binary = self.head is not self.layer
+        if self.link == "softmax" or (self.link == "one_vs_rest" and binary):
+            runtime.engine.classify(self.all_layers, call.x, probabilities, None, 0, None, None, call.num_threads)
         else:
-            self.scores(call.x, out=probabilities, num_threads=call.num_threads)
-            probabilities[...] = reference.shares(probabilities, call.out_layout.index("C"))
+            others = (None,) * (len(self.layers) - 1)
+            runtime.engine.run_layers(
+                self.all_layers,
+                call.x,
+                (*others, None),
+                (*others, probabilities),
+                False,
+                None,
+                None,
+                call.num_threads,
+            )
+            links.apply(self.link, probabilities, call.out_layout.index("C"), binary=binary)
         return probabilities if out is None else out
 
     def named(self, indices: NDArray[Any]) -> NDArray[Any]:
         """Return class names in place of indices; the indices themselves if classes have no names."""
         return indices if self.classes is None else self.classes[indices]
 
+    def _fill_indicators(self, call: Call, labels: NDArray[Any]) -> None:
+        """Write 1 where a logit is above 0, else 0, for a block of pixels at a time."""
+        sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
+        steps = dict(zip((letter for letter in call.layout if letter not in "NC"), call.stride, strict=True))
+        pixels = call.out_layout.replace("C", "")
+        for box in boxes_of(tuple(sizes[letter] for letter in pixels), max(1, _BLOCK // sizes["C"])):
+            cuts = dict(zip(pixels, box, strict=True)) | {"C": slice(None)}
+            here = tuple(_times(cuts[letter], steps.get(letter, 1)) for letter in call.layout)
+            part = [map_[here] for map_ in call.x] if isinstance(call.x, list) else call.x[here]
+            logits = self._logits(part, num_threads=call.num_threads)
+            np.greater(logits, 0, out=labels[tuple(cuts[letter] for letter in call.out_layout)], casting="unsafe")
+
+    def cost(self, shape: Sequence[int]) -> Cost:
+        """Return the cost of the logits for an `x` of this shape; maps between the layers are not moved."""
+        return self._logits.cost(shape)
+
+    def plan(self, shape: Sequence[int], num_threads: int | None = None) -> Any:
+        """Return a description, for people, of how the logits of an `x` of this shape are computed."""
+        return self._logits.plan(tuple(shape), num_threads)
+
     def __repr__(self) -> str:
-        shown = [f"{self.head.in_channels}, {self.head.out_channels}, layout={self.layer.layout!r}"]
+        first = self.layers[0]
+        between = "".join(f"{layer.out_channels}, " for layer in self.layers[:-1])
+        shown = [f"{first.in_channels}, {between}{self.head.out_channels}, layout={first.layout!r}"]
         if self.layer.bias is None:
             shown.append("bias=False")
         if self.link != "softmax":
@@ -215,34 +306,24 @@ class PixelClassifier(Immutable):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.layer, self.classes, self.link)
+        return type(self)._of, (self.layers, self.classes, self.link)
 
 
-def _stacked(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([first, second])
+def _times(cut: slice, step: int) -> slice:
+    """Return the cut of an axis that a stride reads for a cut of the result."""
+    return cut if cut == slice(None) else slice(cut.start * step, cut.stop * step)
 
 
-def _restore(
-    cls: type[PixelClassifier], layer: PointwiseConv, classes: NDArray[Any] | None, link: str | None
-) -> PixelClassifier:
-    return cls(
-        layer.weight,
-        layer.bias,
-        layout=layer.layout,
-        classes=classes,
-        precision=layer.precision,
-        backend=layer.backend,
-        link=link,
-    )
-
-
-def _link_of(estimator: Any) -> str | None:
-    """Return the link of an estimator, which its attributes tell."""
-    if not hasattr(estimator, "predict_proba"):
-        return None
-    loss = getattr(estimator, "loss", None)
-    if loss == "modified_huber":
-        return loss
-    # SGDClassifier, and LogisticRegression in versions of scikit-learn that have multi_class
-    one_vs_rest = loss == "log_loss" or getattr(estimator, "multi_class", None) == "ovr"
-    return "one_vs_rest" if one_vs_rest else "softmax"
+def _with_two_rows(layer: PointwiseConv) -> PointwiseConv:
+    """Return a layer whose channels are 0 and the single one of a binary classifier."""
+    if layer.spec.activation != arguments.NO_ACTIVATION:
+        raise ValueError(
+            f"the last layer of a binary classifier must have no activation, got {layer.activation!r}: "
+            "the logit of class 0 is 0"
+        )
+    weight = np.concatenate([np.zeros_like(layer.matrix), layer.matrix])
+    bias = None if layer.bias is None else np.concatenate([np.zeros_like(layer.bias), layer.bias])
+    options = layer._options() | {"weight_layout": "OI"}
+    if options.get("output_scale") is not None:
+        options["output_scale"] = np.concatenate([np.ones(1, np.float32), options["output_scale"]])
+    return PointwiseConv(weight, bias, **options)

@@ -21,6 +21,9 @@ else:
     from pwconv._engine import Layer  # type: ignore[assignment]
 
 
+SCALES = ("input_scale", "input_shift", "output_scale")
+
+
 class Immutable:
     """A base for objects whose attributes are set once, by `__new__`."""
 
@@ -72,7 +75,7 @@ class PointwiseConv(Immutable, Layer):
     (2, 56, 56, 16)
     """
 
-    __slots__ = ("bias", "in_channels", "out_channels", "weight", *Spec._fields)
+    __slots__ = ("input_scale", "input_shift", "output_scale", "bias", "in_channels", "out_channels", "weight", *Spec._fields)
 
     in_channels: int
     out_channels: int
@@ -98,6 +101,9 @@ class PointwiseConv(Immutable, Layer):
         layout: str = "NCHW",
         out_layout: str | None = None,
         weight_layout: str = "OI",
+        input_scale: Any = None,
+        input_shift: Any = None,
+        output_scale: Any = None,
         input_activation: ActivationLike = None,
         activation: ActivationLike = None,
         precision: str = "highest",
@@ -116,7 +122,8 @@ class PointwiseConv(Immutable, Layer):
         )
         weight = arguments.float32_array(weight, "weight")
         matrix = arguments.weight_matrix(weight, spec)
-        layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec)
+        scales = (input_scale, input_shift, output_scale)
+        layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec, scales)
 
         attributes: dict[str, Any] = spec._asdict() | {
             "weight": arguments.as_kernel(layer.matrix, spec.weight_layout, weight.shape),
@@ -126,6 +133,7 @@ class PointwiseConv(Immutable, Layer):
             "input_activation": _in_python_types(input_activation),
             "activation": _in_python_types(activation),
             "backend": str(backend),
+            **dict(zip(SCALES, layer.scales, strict=True)),
         }
         layer._set(**attributes)
         return layer
@@ -219,7 +227,7 @@ class PointwiseConv(Immutable, Layer):
 
     def _options(self) -> dict[str, Any]:
         """Return the constructor's arguments except weight and bias."""
-        return {name: getattr(self, name) for name in Spec._fields}
+        return {name: getattr(self, name) for name in (*Spec._fields, *SCALES)}
 
     def __repr__(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pwconv import arguments
+from pwconv import arguments, links
 from pwconv.activations import activate
 from pwconv.arguments import ActivationLike, Float32Array, Spec, StrideLike
 
@@ -74,6 +74,10 @@ def call_layer(
 ) -> NDArray[Any]:
     """Compute `layer(x, ...)` for a `pwconv.PointwiseConv`, in `dtype`."""
     spec, matrix = layer.spec, layer.matrix
+    own = layer.scales
+    input_scale = own[0] if input_scale is None else input_scale
+    input_shift = own[1] if input_shift is None else input_shift
+    output_scale = own[2] if output_scale is None else output_scale
     call = arguments.check_call(
         spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
     )
@@ -95,6 +99,7 @@ def call_chain(
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
         source = maps[-1] if maps else call.x
+        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
         maps.append(_compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=source), out, dtype))
     return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
 
@@ -116,7 +121,8 @@ def decision_function(
     classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
     """Compute `classifier.decision_function(x)` for a `pwconv.PixelClassifier`, in `dtype`."""
-    return call_layer(classifier.layer, x, out=out, num_threads=num_threads, dtype=dtype)
+    logits: Any = call_chain(classifier, x, out=out, num_threads=num_threads, dtype=dtype)
+    return logits
 
 
 def predict(
@@ -129,8 +135,14 @@ def predict(
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Compute `classifier.predict(x)` from logits in `dtype`."""
-    call, receiver = arguments.check_predict(classifier.head, x, size, out, num_threads)
-    logits = _result(classifier.head, call, dtype)
+    call, receiver = arguments.check_predict(classifier.all_layers, classifier.link, x, size, out, num_threads)
+    logits = _logits(classifier, x, dtype)
+    if classifier.link == "multilabel":
+        indicators = (logits > 0).astype(np.int32)
+        if receiver is None:
+            return indicators
+        receiver[...] = indicators
+        return out
     for axis, length in enumerate(call.out_shape):
         if call.out_layout[axis] not in "NC" and size is not None:
             logits = _resized(logits, axis, length)
@@ -145,9 +157,9 @@ def top_k(
     classifier: Any, x: Any, k: int, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute `classifier.top_k(x, k)` from logits in `dtype`."""
-    call, label_receiver, logit_receiver = arguments.check_top_k(classifier.head, x, k, out, num_threads)
+    call, label_receiver, logit_receiver = arguments.check_top_k(classifier.all_layers, x, k, out, num_threads)
     axis = call.out_layout.index("C")
-    every = _result(classifier.head, call, dtype)
+    every = _logits(classifier, x, dtype)
     # lexsort takes the last key as the primary one: NaN first, then the largest logits. Equal logits stay in order.
     order = np.lexsort((-every, ~np.isnan(every)), axis=axis)
     labels = order.take(range(call.out_shape[axis]), axis).astype(np.int32)
@@ -162,26 +174,17 @@ def predict_proba(
     classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
     """Compute `classifier.predict_proba(x)` in `dtype`."""
-    call = arguments.check_probabilities(classifier.head, classifier.link, x, out, num_threads)
-    axis = call.out_layout.index("C")
-    if classifier.scores is not None:
-        probabilities = shares(_result(classifier.scores, call, dtype), axis)
-    else:
-        logits = _result(classifier.head, call, dtype)
-        with np.errstate(all="ignore"):
-            powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
-            probabilities = powers / powers.sum(axis=axis, keepdims=True)
+    call = arguments.check_probabilities(classifier.all_layers, classifier.link, x, out, num_threads)
+    probabilities = links.probabilities(
+        classifier.link,
+        _logits(classifier, x, dtype),
+        call.out_layout.index("C"),
+        binary=classifier.head is not classifier.layer,
+    )
     if call.out is None:
         return probabilities
     call.out[...] = probabilities
     return out
-
-
-def shares(scores: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Divide scores by their sum along an axis; where the sum is 0, all shares are equal."""
-    total = scores.sum(axis=axis, keepdims=True)
-    count = scores.shape[axis]
-    return np.where(total == 0, scores.dtype.type(1 / count), scores / np.where(total == 0, 1, total))
 
 
 def _resized(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
@@ -314,18 +317,21 @@ def plan_layer(layer: Any, shape: tuple[int, ...], num_threads: int | None = Non
 class Layer:
     """The base class of `pwconv.PointwiseConv` where the compiled engine is missing."""
 
-    __slots__ = ("bias1d", "matrix", "spec")
+    __slots__ = ("bias1d", "matrix", "scales", "spec")
 
     matrix: Float32Array
     bias1d: Float32Array | None
     spec: Spec
 
-    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec) -> Self:
+    scales: Any
+
+    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec, scales: Any = (None,) * 3) -> Self:
         layer = super().__new__(cls)
         # PointwiseConv forbids assignment.
         object.__setattr__(layer, "matrix", _read_only_copy(matrix))
         object.__setattr__(layer, "bias1d", None if bias is None else _read_only_copy(bias))
         object.__setattr__(layer, "spec", spec)
+        object.__setattr__(layer, "scales", scales)
         return layer
 
     __call__ = call_layer
@@ -338,9 +344,14 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     return copy
 
 
-def _result(layer: Any, call: arguments.Call, dtype: DTypeLike) -> NDArray[Any]:
-    """Compute a layer into a new array."""
-    return _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(out=None), None, dtype)
+def _logits(classifier: Any, x: Any, dtype: DTypeLike) -> NDArray[Any]:
+    """Compute the logits of a classifier, one channel for each class, into a new array."""
+    calls, _ = arguments.check_chain(classifier.all_layers, x)
+    logits: Any = calls[0].x
+    for layer, call in zip(classifier.all_layers, calls, strict=True):
+        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
+        logits = _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=logits), None, dtype)
+    return logits
 
 
 @np.errstate(all="ignore")

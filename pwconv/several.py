@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pwconv import arguments, reference, runtime, training
+from pwconv import arguments, reference, runtime, sequential, training
 from pwconv.arguments import Call, Float32Array
 from pwconv.costs import Cost
 from pwconv.layers import Immutable, PointwiseConv, pixel_count
@@ -84,6 +84,43 @@ class PointwiseChain(Layers):
 
     _branched = False
 
+    @classmethod
+    def from_torch(cls, module: Any, **kw: Any) -> Self:
+        """Make a chain of a torch `Sequential`.
+
+        It may hold convolutions with a kernel of one pixel or `Linear` layers, batch norms, dropout, `Identity`,
+        activations that a layer has, and more Sequentials. Batch norms are folded in float64, into the convolution
+        before or behind them; dropout does nothing, as in evaluation.
+
+        Parameters
+        ----------
+        module : the Sequential, or one of what it may hold. Only attributes are read, torch is not imported.
+        **kw : `layout`, `precision` and `backend` of all layers, `out_layout` and `out_dtype` of the last. A chain with
+            a convolution is channels-first, one with a `Linear` "channels_last", unless `layout` says otherwise.
+
+        Raises
+        ------
+        TypeError for another argument; ValueError, which names the module and its place, for any other module, a batch
+        norm in training mode or without statistics, and a stride behind the first convolution.
+
+        Examples
+        --------
+        >>> import torch
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8))
+        >>> pwconv.PointwiseChain.from_torch(mlp)(np.ones((2, 7, 7, 8), np.float32)).shape
+        (2, 7, 7, 8)
+        """
+        return cls([PointwiseConv(**layer) for layer in sequential.from_torch(module, kw)])
+
+    @classmethod
+    def from_keras(cls, model: Any, **kw: Any) -> Self:
+        """Make a chain of a Keras `Sequential`, as `from_torch` does.
+
+        It may hold convolutions with a kernel of one pixel or `Dense` layers, `BatchNormalization`, `Activation`,
+        `ReLU`, `LeakyReLU`, dropout, `Identity`, and more Sequentials.
+        """
+        return cls([PointwiseConv(**layer) for layer in sequential.from_keras(model, kw)])
+
     @property
     def out_channels(self) -> int:
         """Channels of the result."""
@@ -160,6 +197,21 @@ class PointwiseChain(Layers):
         calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
         between = pixel_count(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
         return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
+
+    def plan(self, shape: Sequence[int], num_threads: int | None = None) -> "ChainPlan":
+        """Return a description, for people, of how each layer is computed for an `x` of this shape."""
+        calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
+        shapes = (tuple(shape), *(call.out_shape for call in calls[:-1]))
+        return ChainPlan(layer.plan(each, num_threads) for layer, each in zip(self.layers, shapes, strict=True))
+
+
+class ChainPlan(tuple[Any, ...]):
+    """The plans of the layers of a chain, each by itself; a chain runs the same kernels on blocks of pixels."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(f"({i}): {plan!r}" for i, plan in enumerate(self))
 
 
 class PointwiseBranches(Layers):

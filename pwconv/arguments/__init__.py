@@ -19,7 +19,7 @@ from pwconv.arguments.activations import (
     Activation,
     ActivationLike,
 )
-from pwconv.arguments.arrays import Float32Array, as_array, float32_array, foreign_array
+from pwconv.arguments.arrays import Float32Array, as_array, float32_array, foreign_array, foreign_numbers
 from pwconv.arguments.call import Call, array_of_shape, check_call, check_shape
 from pwconv.arguments.classifiers import check_predict, check_probabilities, check_top_k, class_names
 from pwconv.arguments.gradients import GRADIENTS, Backward, check_backward, check_layer_backward, parse_need
@@ -67,6 +67,7 @@ __all__ = [
     "class_names",
     "float32_array",
     "foreign_array",
+    "foreign_numbers",
     "norm_vector",
     "parse_layers",
     "parse_need",

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwconv.arguments.arrays import Float32Array, as_array, maps_of
-from pwconv.arguments.call import Call, check_call, optional_like_result
+from pwconv.arguments.call import Call, optional_like_result
 from pwconv.arguments.layouts import spatial_letters, without
 from pwconv.arguments.memory import check_result, check_size
+from pwconv.arguments.several import check_chain
 from pwconv.scalars import integer, positive_int, type_name
 
 
@@ -27,22 +28,32 @@ def class_names(classes: Any, count: int) -> NDArray[Any] | None:
 
 
 def check_predict(
-    head: Any, x: Any, size: Any = None, out: Any = None, num_threads: Any = None
+    layers: tuple[Any, ...],
+    link: str | None,
+    x: Any,
+    size: Any = None,
+    out: Any = None,
+    num_threads: Any = None,
 ) -> tuple[Call, NDArray[Any] | None]:
     """Check a call of `predict`: return the call for the logits (resized to `size`), and the array for labels."""
-    call = check_call(head.spec, head.matrix.shape, x, num_threads=num_threads)
+    call = _call_of(layers, x, None, num_threads)
     if size is not None:
         call = call._replace(out_shape=_resized(call, size))
+    if link == "multilabel":
+        if size is not None:
+            raise ValueError(f"size needs a classifier whose classes exclude each other, got link={link!r}")
+        return call, _labels(out, "out", call.out_shape, 2, maps_of(x).named)
     shape = without(call.out_layout.index("C"), call.out_shape)
-    return call, _labels(out, "out", shape, len(head.matrix), maps_of(x).named)
+    return call, _labels(out, "out", shape, len(layers[-1].matrix), maps_of(x).named)
 
 
 def check_top_k(
-    head: Any, x: Any, k: Any, out: Any = None, num_threads: Any = None
+    layers: tuple[Any, ...], x: Any, k: Any, out: Any = None, num_threads: Any = None
 ) -> tuple[Call, NDArray[Any] | None, Float32Array | None]:
     """Check a call of `top_k`: return the call for k channels, and the arrays for labels and logits."""
-    places = integer(k, "k", 1, len(head.matrix))
-    call = check_call(head.spec, head.matrix.shape, x, num_threads=num_threads)
+    classes = len(layers[-1].matrix)
+    places = integer(k, "k", 1, classes)
+    call = _call_of(layers, x, None, num_threads)
     axis = call.out_layout.index("C")
     call = call._replace(out_shape=(*call.out_shape[:axis], places, *call.out_shape[axis + 1 :]))
     if out is None:
@@ -52,15 +63,24 @@ def check_top_k(
     readable = maps_of(x).named
     logits = optional_like_result(as_array(out[1], "out[1]"), "out[1]", call)
     check_result(logits, out[1], "out[1]", call.out_shape, readable)
-    labels = _labels(out[0], "out[0]", call.out_shape, len(head.matrix), readable | {"out[1]": logits})
+    labels = _labels(out[0], "out[0]", call.out_shape, classes, readable | {"out[1]": logits})
     return call, labels, logits
 
 
-def check_probabilities(head: Any, link: str | None, x: Any, out: Any = None, num_threads: Any = None) -> Call:
+def check_probabilities(
+    layers: tuple[Any, ...], link: str | None, x: Any, out: Any = None, num_threads: Any = None
+) -> Call:
     """Check a call of `predict_proba`; a classifier with link=None has none."""
     if link is None:
         raise AttributeError("this classifier has no predict_proba: it was made with link=None")
-    return check_call(head.spec, head.matrix.shape, x, out=out, num_threads=num_threads)
+    return _call_of(layers, x, out, num_threads)
+
+
+def _call_of(layers: tuple[Any, ...], x: Any, out: Any, num_threads: Any) -> Call:
+    """Check a call of layers that compute logits: return the result of the last, with the input of the first."""
+    calls, _ = check_chain(layers, x, out=out, num_threads=num_threads)
+    first = calls[0]
+    return calls[-1]._replace(x=first.x, layout=first.layout, stride=first.stride)
 
 
 def _resized(call: Call, size: Any) -> tuple[int, ...]:
