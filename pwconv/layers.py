@@ -21,7 +21,7 @@ else:
     from pwconv._engine import Layer  # type: ignore[assignment]
 
 
-SCALES = ("input_scale", "input_shift", "output_scale")
+_SCALES = ("input_scale", "input_shift", "output_scale")
 
 
 class Immutable:
@@ -54,6 +54,8 @@ class PointwiseConv(Immutable, Layer):
     weight : float32, shape (C_out, C_in // groups), trailing axes of length 1 allowed; or, with `weight_layout="IO"`,
         (C_in // groups, C_out), leading axes of length 1 allowed.
     bias : float32, shape (C_out,), or None.
+    input_scale, input_shift : float32, shape (C_in,); output_scale : float32, shape (C_out,). Where a call has its own,
+        the call's replace them.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
         as in `pwconv.pointwise_conv`.
 
@@ -61,6 +63,7 @@ class PointwiseConv(Immutable, Layer):
     ----------
     in_channels, out_channels : int
     weight, bias : read-only float32 arrays with the shapes of the arguments; `bias` may be None.
+    input_scale, input_shift, output_scale : read-only float32 arrays, or None.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
         the arguments as given.
 
@@ -75,12 +78,15 @@ class PointwiseConv(Immutable, Layer):
     (2, 56, 56, 16)
     """
 
-    __slots__ = ("input_scale", "input_shift", "output_scale", "bias", "in_channels", "out_channels", "weight", *Spec._fields)
+    __slots__ = ("bias", "in_channels", "out_channels", "weight", *_SCALES, *Spec._fields)
 
     in_channels: int
     out_channels: int
     weight: Float32Array
     bias: Float32Array | None
+    input_scale: Float32Array | None
+    input_shift: Float32Array | None
+    output_scale: Float32Array | None
     stride: int | tuple[int, ...]
     groups: int
     layout: str
@@ -122,18 +128,23 @@ class PointwiseConv(Immutable, Layer):
         )
         weight = arguments.float32_array(weight, "weight")
         matrix = arguments.weight_matrix(weight, spec)
-        scales = (input_scale, input_shift, output_scale)
+        ins, outs = matrix.shape[1] * spec.groups, len(matrix)
+        scales = (
+            arguments.channel_vector(input_scale, "input_scale", ins),
+            arguments.channel_vector(input_shift, "input_shift", ins),
+            arguments.channel_vector(output_scale, "output_scale", outs),
+        )
         layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec, scales)
 
-        attributes: dict[str, Any] = spec._asdict() | {
+        attributes: dict[str, Any] = spec._asdict() | dict(zip(_SCALES, layer.scales, strict=True))
+        attributes |= {
             "weight": arguments.as_kernel(layer.matrix, spec.weight_layout, weight.shape),
             "bias": None if layer.bias1d is None else layer.bias1d[:],
-            "in_channels": matrix.shape[1] * spec.groups,
-            "out_channels": len(matrix),
+            "in_channels": ins,
+            "out_channels": outs,
             "input_activation": _in_python_types(input_activation),
             "activation": _in_python_types(activation),
             "backend": str(backend),
-            **dict(zip(SCALES, layer.scales, strict=True)),
         }
         layer._set(**attributes)
         return layer
@@ -181,10 +192,12 @@ class PointwiseConv(Immutable, Layer):
             raise ValueError(f"var + eps must be positive, got {spread.min()}")
         scale = scale / np.sqrt(spread)
         bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
-        shift = shift + (bias - arguments.norm_vector(mean, "mean", outs)) * scale
+        own = 1.0 if self.output_scale is None else self.output_scale.astype(np.float64)
+        shift = shift + (own * bias - arguments.norm_vector(mean, "mean", outs)) * scale
+        scale = scale * own
         matrix = (self.matrix * scale[:, np.newaxis]).astype(np.float32)
         weight = arguments.as_kernel(matrix, self.weight_layout, self.weight.shape)
-        return type(self)(weight, shift.astype(np.float32), **self._options())
+        return type(self)(weight, shift.astype(np.float32), **self._options() | {"output_scale": None})
 
     def backward(
         self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
@@ -227,13 +240,14 @@ class PointwiseConv(Immutable, Layer):
 
     def _options(self) -> dict[str, Any]:
         """Return the constructor's arguments except weight and bias."""
-        return {name: getattr(self, name) for name in (*Spec._fields, *SCALES)}
+        return {name: getattr(self, name) for name in (*Spec._fields, *_SCALES)}
 
     def __repr__(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]
         if self.bias is None:
             shown.append("bias=False")
         defaults = inspect.signature(PointwiseConv).parameters
+        shown += [f"{name}=True" for name in _SCALES if getattr(self, name) is not None]
         for name in Spec._fields:
             if name != "stride" and (value := getattr(self, name)) != defaults[name].default:
                 shown.append(f"{name}={value!r}")
@@ -243,25 +257,33 @@ class PointwiseConv(Immutable, Layer):
         # Arrays are pickled as bytes: NumPy's unpickling of a damaged dtype alters that dtype for the whole process.
         export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
         weight = export(np.ascontiguousarray(self.weight))
-        bias = None if self.bias is None else export(self.bias)
-        shape, options = self.weight.shape, self._options()
-        return _unpickle, (type(self), _checksum(weight, bias, shape, options), weight, bias, shape, options)
+        vectors = {name: getattr(self, name) for name in ("bias", *_SCALES)}
+        exported = {name: export(vector) for name, vector in vectors.items() if vector is not None}
+        shape, options = self.weight.shape, {name: getattr(self, name) for name in Spec._fields}
+        checksum = _checksum(weight, exported, shape, options)
+        return _unpickle, (type(self), checksum, weight, exported, shape, options)
 
 
 def _unpickle(
-    cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, shape: tuple[int, ...], options: dict[str, Any]
+    cls: type[PointwiseConv],
+    checksum: int,
+    weight: Any,
+    vectors: dict[str, Any],
+    shape: tuple[int, ...],
+    options: dict[str, Any],
 ) -> PointwiseConv:
     """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
-    if _checksum(weight, bias, shape, options) != checksum:
+    if _checksum(weight, vectors, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
     weight = np.frombuffer(weight, np.float32).reshape(shape)
-    return cls(weight, None if bias is None else np.frombuffer(bias, np.float32), **options)
+    options |= {name: np.frombuffer(vector, np.float32) for name, vector in vectors.items()}
+    return cls(weight, **options)
 
 
-def _checksum(weight: Any, bias: Any, *others: Any) -> int:
+def _checksum(weight: Any, vectors: dict[str, Any], *others: Any) -> int:
     """Return the CRC-32 of the contents of a pickle. Without it, damaged weights would pass as other weights."""
-    checksum = zlib.crc32(repr(others).encode())
-    for data in (weight, b"no bias" if bias is None else bias):
+    checksum = zlib.crc32(repr((sorted(vectors), others)).encode())
+    for data in (weight, *(vectors[name] for name in sorted(vectors))):
         checksum = zlib.crc32(data, checksum)
     return checksum
 

@@ -27,7 +27,7 @@ from pwconv.arguments.layouts import NAMED_LAYOUTS, without
 from pwconv.arguments.pixels import check_pixels
 from pwconv.arguments.several import check_branches, check_chain, parse_layers
 from pwconv.arguments.spec import PRECISIONS, Spec, StrideLike, parse_spec, resolve_rank
-from pwconv.arguments.weights import as_kernel, bias_vector, norm_vector, weight_matrix
+from pwconv.arguments.weights import as_kernel, bias_vector, channel_vector, norm_vector, weight_matrix
 
 __all__ = [
     "CLIP",
@@ -54,6 +54,7 @@ __all__ = [
     "as_array",
     "as_kernel",
     "bias_vector",
+    "channel_vector",
     "check_backward",
     "check_branches",
     "check_call",
