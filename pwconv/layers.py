@@ -54,13 +54,17 @@ class PointwiseConv(Immutable, Layer):
     weight : float32, shape (C_out, C_in // groups), trailing axes of length 1 allowed; or, with `weight_layout="IO"`,
         (C_in // groups, C_out), leading axes of length 1 allowed.
     bias : float32, shape (C_out,), or None.
-    stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
+    input_scale, input_shift, output_scale : float32, shape (C_in,), (C_in,), (C_out,), or None; the same argument of a
+        call replaces each of them.
+    stride, groups, layout, out_layout, weight_layout, input_activation, activation, out_dtype, precision, backend :
         as in `pwconv.pointwise_conv`.
 
     Attributes
     ----------
     in_channels, out_channels : int
-    weight, bias : read-only float32 arrays with the shapes of the arguments; `bias` may be None.
+    weight, bias, input_scale, input_shift, output_scale : read-only float32 arrays with the shapes of the arguments; all
+        but `weight` may be None.
+    out_dtype : name of the result's dtype.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
         the arguments as given.
 
@@ -75,12 +79,15 @@ class PointwiseConv(Immutable, Layer):
     (2, 56, 56, 16)
     """
 
-    __slots__ = ("input_scale", "input_shift", "output_scale", "bias", "in_channels", "out_channels", "weight", *Spec._fields)
+    __slots__ = ("bias", "in_channels", "out_channels", "weight", *SCALES, *Spec._fields)
 
     in_channels: int
     out_channels: int
     weight: Float32Array
     bias: Float32Array | None
+    input_scale: Float32Array | None
+    input_shift: Float32Array | None
+    output_scale: Float32Array | None
     stride: int | tuple[int, ...]
     groups: int
     layout: str
@@ -90,6 +97,7 @@ class PointwiseConv(Immutable, Layer):
     activation: ActivationLike
     precision: str
     backend: str
+    out_dtype: str
 
     def __new__(
         cls,
@@ -106,6 +114,7 @@ class PointwiseConv(Immutable, Layer):
         output_scale: Any = None,
         input_activation: ActivationLike = None,
         activation: ActivationLike = None,
+        out_dtype: Any = None,
         precision: str = "highest",
         backend: str = "auto",
     ) -> Self:
@@ -119,10 +128,16 @@ class PointwiseConv(Immutable, Layer):
             activation=activation,
             precision=precision,
             backend=backend,
+            out_dtype=out_dtype,
         )
         weight = arguments.float32_array(weight, "weight")
         matrix = arguments.weight_matrix(weight, spec)
-        scales = (input_scale, input_shift, output_scale)
+        ins, outs = matrix.shape[1] * spec.groups, len(matrix)
+        scales = (
+            arguments.table(input_scale, "input_scale", ins),
+            arguments.table(input_shift, "input_shift", ins),
+            arguments.table(output_scale, "output_scale", outs),
+        )
         layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec, scales)
 
         attributes: dict[str, Any] = spec._asdict() | {
@@ -181,10 +196,12 @@ class PointwiseConv(Immutable, Layer):
             raise ValueError(f"var + eps must be positive, got {spread.min()}")
         scale = scale / np.sqrt(spread)
         bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
-        shift = shift + (bias - arguments.norm_vector(mean, "mean", outs)) * scale
+        own = 1.0 if self.output_scale is None else self.output_scale.astype(np.float64)
+        shift = shift + (bias * own - arguments.norm_vector(mean, "mean", outs)) * scale
+        scale = scale * own
         matrix = (self.matrix * scale[:, np.newaxis]).astype(np.float32)
         weight = arguments.as_kernel(matrix, self.weight_layout, self.weight.shape)
-        return type(self)(weight, shift.astype(np.float32), **self._options())
+        return type(self)(weight, shift.astype(np.float32), **(self._options() | {"output_scale": None}))
 
     def backward(
         self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
@@ -235,34 +252,37 @@ class PointwiseConv(Immutable, Layer):
             shown.append("bias=False")
         defaults = inspect.signature(PointwiseConv).parameters
         for name in Spec._fields:
-            if name != "stride" and (value := getattr(self, name)) != defaults[name].default:
+            if name != "stride" and (value := getattr(self, name)) not in (defaults[name].default, "float32"):
                 shown.append(f"{name}={value!r}")
+        shown += [f"{name}=True" for name in SCALES if getattr(self, name) is not None]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # Arrays are pickled as bytes: NumPy's unpickling of a damaged dtype alters that dtype for the whole process.
         export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
-        weight = export(np.ascontiguousarray(self.weight))
-        bias = None if self.bias is None else export(self.bias)
-        shape, options = self.weight.shape, self._options()
-        return _unpickle, (type(self), _checksum(weight, bias, shape, options), weight, bias, shape, options)
+        arrays = np.ascontiguousarray(self.weight), self.bias, *(getattr(self, name) for name in SCALES)
+        data = tuple(None if array is None else export(array) for array in arrays)
+        options = {name: getattr(self, name) for name in Spec._fields}
+        shape = self.weight.shape
+        return _unpickle, (type(self), _checksum(data, shape, options), data, shape, options)
 
 
 def _unpickle(
-    cls: type[PointwiseConv], checksum: int, weight: Any, bias: Any, shape: tuple[int, ...], options: dict[str, Any]
+    cls: type[PointwiseConv], checksum: int, data: tuple[Any, ...], shape: tuple[int, ...], options: dict[str, Any]
 ) -> PointwiseConv:
     """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
-    if _checksum(weight, bias, shape, options) != checksum:
+    if _checksum(data, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
-    weight = np.frombuffer(weight, np.float32).reshape(shape)
-    return cls(weight, None if bias is None else np.frombuffer(bias, np.float32), **options)
+    weight, bias, *scales = (None if part is None else np.frombuffer(part, np.float32) for part in data)
+    assert weight is not None
+    return cls(weight.reshape(shape), bias, **dict(zip(SCALES, scales, strict=True)), **options)
 
 
-def _checksum(weight: Any, bias: Any, *others: Any) -> int:
+def _checksum(data: tuple[Any, ...], *others: Any) -> int:
     """Return the CRC-32 of the contents of a pickle. Without it, damaged weights would pass as other weights."""
     checksum = zlib.crc32(repr(others).encode())
-    for data in (weight, b"no bias" if bias is None else bias):
-        checksum = zlib.crc32(data, checksum)
+    for part in data:
+        checksum = zlib.crc32(b"none" if part is None else part, checksum)
     return checksum
 
 
