@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the compiled engine, each instruction set in turn, and a summary of what ran and was skipped."""
+"""Fixtures of all tests: the compiled engine, each instruction set in turn, and a summary of tests run and skipped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _supported():
 
 
 def _with_float32():
-    """Instruction sets with their own float32 kernel set; the others only add bfloat16 kernel sets to an earlier one."""
+    """Instruction sets with a float32 kernel set; the others only add bfloat16 kernel sets to an earlier one."""
     return [name for name in _supported() if _ENGINE.isa_kernel_sets(name)["highest"] == name]
 
 

@@ -14,7 +14,7 @@ import pwconv
 
 PRECISIONS = ("high", "medium")
 OUTS, PIXELS = 40, 35
-# Values that one bfloat16 ("medium") or the sum of two ("high") cannot represent: see special_values.pxi and split.h.
+# The special values of each precision, which have no bf16 split (see split.h), and NaN, which has one.
 LONGEST_NAN = np.uint32(0xFFFFFFFF).view(np.float32)
 SPECIAL_VALUES = {
     "medium": (np.inf, -np.inf, np.nan, LONGEST_NAN, 3.4e38),
