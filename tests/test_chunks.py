@@ -53,7 +53,7 @@ def chunked(scene, place, folder):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_layers_chains_and_classifiers_as_they_are(place, tmp_path):
+def test_dask_takes_layers_chains_and_classifiers(place, tmp_path):
     scene = make_scene(30, 200, 300)
     rng = np.random.default_rng(3)
     wide, narrow = (rng.standard_normal(shape, np.float32) for shape in ((40, 30), (5, 40)))
@@ -94,7 +94,7 @@ def test_xarray(tmp_path):
     assert oracle.same_bits(shares.transpose("class", "y", "x").compute().values, classifier(12).predict_proba(scene))
 
 
-def test_what_travels_to_a_worker():
+def test_a_pickle_for_a_worker_holds_the_weights_once():
     """The weights once, and no packed ones; and the same operation has the same name in Dask's graphs."""
     rng = np.random.default_rng(4)
     weights = [rng.standard_normal((300, 300), np.float32) for _ in range(2)]

@@ -56,7 +56,7 @@ TILED = ALL if sys.platform == "linux" else UP_TO_BF16
         ((LEAF_1, LEAF_7, 0, AVX512_BF16, ZMM), UP_TO_BF16),
     ],
 )
-def test_what_a_machine_supports(facts, expected):
+def test_supported_by_cpu_and_operating_system(facts, expected):
     assert engine.isa_supported(facts) == expected
 
 
@@ -98,7 +98,7 @@ assert (pwconv.pointwise_conv(np.ones((1, 300, 9, 9), np.float32), np.ones((40, 
 """
 
 
-def test_the_best_is_used_unless_told_otherwise():
+def test_the_best_is_the_default():
     assert process.python(PROGRAM).strip() == engine.isa_supported()[-1]
 
 

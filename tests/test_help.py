@@ -35,11 +35,11 @@ def test_the_example_runs(name):
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - SHAPELESS))
-def test_shapes_are_told(name):
+def test_docstrings_give_shapes(name):
     assert re.search(r"\bshapes?\b", inspect.getdoc(getattr(pwconv, name)))
 
 
-def test_every_public_method_is_explained():
+def test_every_public_method_has_a_docstring():
     for name in NAMES:
         for attribute, member in inspect.getmembers(getattr(pwconv, name)):
             if not attribute.startswith("_") and callable(member):

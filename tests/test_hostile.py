@@ -71,7 +71,7 @@ WRONG = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the fuzzer forks")
 @pytest.mark.parametrize("name", WRONG)
-def test_the_fuzzer_sees(monkeypatch, capfd, name):
+def test_the_fuzzer_reports(monkeypatch, capfd, name):
     case = fuzz.Case(lambda: WRONG[name](), {})
     monkeypatch.setattr(fuzz.Scene, "case", lambda scene: case)
     assert not fuzz.survives(range(1))
@@ -90,7 +90,7 @@ def call_without_axes():
                 pwconv.pointwise_conv(x, np.ones((3, 1), np.float32), layout=layout)
 
 
-def test_no_axes_at_all():
+def test_maps_and_weights_without_axes():
     process.run(call_without_axes)
 
 
@@ -110,7 +110,7 @@ def pretend_to_hold_bfloat16():
 
 
 @process.needs_linux
-def test_what_only_pretends_to_hold_bfloat16():
+def test_objects_that_pretend_to_hold_bfloat16():
     process.run(pretend_to_hold_bfloat16)
 
 
@@ -139,7 +139,7 @@ def test_integers_of_numpy_and_beyond_all_types():
 
 
 @pytest.mark.parametrize("stride", [2**62, -(2**62), 2**63 - 1, -(2**63)])
-def test_strides_that_nobody_follows(monkeypatch, stride):
+def test_any_stride_on_an_axis_of_length_1(monkeypatch, stride):
     """An axis of length 1 may have any stride; neither it nor a step on that axis leads anywhere."""
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)

@@ -17,7 +17,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def test_what_no_call_needs_is_not_imported():
+def test_modules_that_no_call_needs_are_not_imported():
     """Neither the commands nor what only they, the configuration or an explanation need."""
     added = set(json.loads(python(IMPORT)))
     assert "pwconv._engine" in added

@@ -34,7 +34,7 @@ def test_examples_run(readme):
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_tests_that_it_names_exist(readme):
+def test_named_tests_exist(readme):
     named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text_of(readme))
     assert len(named) >= NAMED_TESTS.get(readme, 0)
     for file, function in named:
@@ -55,7 +55,7 @@ def headings(readme):
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_what_it_links_to_exists(readme):
+def test_links_lead_to_files_and_headings(readme):
     for path, heading in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", prose(readme)):
         target = ((ROOT / readme).parent / path).resolve() if path else ROOT / readme
         assert target.exists(), path
@@ -77,7 +77,7 @@ def test_pictures_are_shown_and_small():
         assert picture.stat().st_size < 150_000, picture
 
 
-def test_the_functions_of_the_inside_story_exist():
+def test_functions_named_in_the_readme_of_pyx_exist():
     sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     named = re.findall(r"`(\w+)\(\)`", text_of("pyx/README.md"))
@@ -85,7 +85,7 @@ def test_the_functions_of_the_inside_story_exist():
     assert [name for name in named if not re.search(rf"^[\w* ]*\b{name}\(", text, re.MULTILINE)] == []
 
 
-def test_what_an_instruction_set_takes_is_what_is_there():
+def test_the_diff_in_the_readme_of_pyx_matches_the_sources():
     """All lines that the diff leaves, in this order."""
     (diff,) = re.findall(r"^```diff\n(.*?)^```", text_of("pyx/README.md"), re.MULTILINE | re.DOTALL)
     text = ""

@@ -210,7 +210,7 @@ def test_set_num_threads():
         (None, TypeError, "n must be an integer, got NoneType"),
     ],
 )
-def test_set_num_threads_explains_what_is_wrong(n, error, message):
+def test_errors_of_set_num_threads(n, error, message):
     before = pwconv.get_num_threads()
     with pytest.raises(error, match=message):
         pwconv.set_num_threads(n)
@@ -228,7 +228,7 @@ def test_set_num_threads_explains_what_is_wrong(n, error, message):
         ("PWCONV_ISA", "sse9", "PWCONV_ISA must be one of baseline"),
     ],
 )
-def test_wrong_environment_is_explained_at_import(engine, name, value, message):
+def test_invalid_environment_variables_raise_at_import(engine, name, value, message):
     process = python("import pwconv", **{name: value})
     assert process.returncode == 1
     assert f"ValueError: {message}" in process.stderr.splitlines()[-1]
@@ -382,7 +382,7 @@ def test_show_config_fits_80_columns_and_shows_every_setting(before):
     assert f"  enabled: {str(config['openmp']['enabled']).lower()}" in lines
 
 
-def test_show_config_wraps_what_is_long(monkeypatch, capsys):
+def test_show_config_wraps_long_lines(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "config", lambda: {"compiler": "a very long name " * 12, "none of it": ()})
     pwconv.show_config()
     *wrapped, last = capsys.readouterr().out.splitlines()

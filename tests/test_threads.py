@@ -127,7 +127,7 @@ def compute_in_a_callers_pool():
 
 @pytest.mark.measures
 @process.needs_linux
-def test_a_callers_pool_of_threads_that_are_to_compute_alone():
+def test_a_callers_pool_with_one_thread_for_each_call():
     process.run(compute_in_a_callers_pool)
 
 
@@ -163,7 +163,7 @@ def test_workers_fall_asleep_soon():
     [({}, 20000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
     ids=["by default", "turns asked for", "policy asked for"],
 )
-def test_how_long_workers_of_gcc_wait(asked, turns):
+def test_spin_count_of_gcc_openmp(asked, turns):
     """By themselves for 300,000 turns, 3 to 4 ms; or as the user says."""
     told = process.python("import os; os.dup2(1, 2); import pwconv", OMP_DISPLAY_ENV="verbose", **asked)
     assert f"GOMP_SPINCOUNT = '{turns}'" in told

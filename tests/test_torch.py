@@ -95,7 +95,7 @@ def test_residuals(rank, activation):
     case.assert_agrees(expected, activation=activation, residual=case.residual)
 
 
-def test_tensors_are_read_and_written_where_they_are():
+def test_tensors_are_not_copied():
     case = Problem(2)
     expected = pwconv.pointwise_conv(case.x, case.weight, case.bias)
     x, weight, bias = (torch.from_numpy(array.copy()) for array in (case.x, case.weight, case.bias))
@@ -114,7 +114,7 @@ def test_tensors_are_read_and_written_where_they_are():
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
-def test_a_tensor_on_the_graph_is_refused():
+def test_a_tensor_that_records_gradients_is_refused():
     x = torch.zeros((1, 3, 4, 4), requires_grad=True)
     with pytest.raises(TypeError, match=r"\.detach\(\)"):
         pwconv.pointwise_conv(x, np.zeros((2, 3), np.float32))

@@ -71,7 +71,7 @@ def test_the_measurement_sees_a_copy(layout):
     assert extra_memory(layout, view, CALL.replace("(x", "(x.copy()")) > 5 * LIMIT
 
 
-def test_a_buffer_is_read_where_it_is_and_let_go():
+def test_a_buffer_is_not_copied_and_is_released():
     """Anything with the buffer protocol is written through and released, after an error, too."""
     values = np.arange(24, dtype=np.float32)
     x = memoryview(bytearray(values.tobytes())).cast("f", (1, 2, 3, 4))
