@@ -1,4 +1,4 @@
-"""Layers of torch and Keras, batch norms, and what of them has no counterpart here."""
+"""Conversion of torch modules, Keras layers and batch norms, and the errors for those that cannot be converted."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_torch_modules_that_are_not_pointwise(torch):
 
 
 def test_batch_norm_of_torch(torch):
-    """Between convolution and activation, in evaluation, with statistics of its own."""
+    """A batch norm in evaluation mode between convolution and activation is folded into the layer."""
     module = torch.nn.Sequential(torch.nn.Conv2d(12, 8, 1), torch.nn.BatchNorm2d(8, eps=1e-3), torch.nn.ReLU())
     norm = module[1]
     with torch.no_grad():
@@ -116,11 +116,11 @@ def test_batch_norm_of_torch(torch):
     np.testing.assert_allclose(folded(x), expected, rtol=1e-5, atol=1e-6)
 
 
-# Keras, by stand-ins that have its attributes -------------------------------------------------------------------------
+# Keras: stand-ins with its attributes ---------------------------------------------------------------------------------
 
 
 class Variable:
-    """What Keras keeps weights in: NumPy gets them by __array__."""
+    """A stand-in for a Keras variable, which NumPy reads through __array__."""
 
     def __init__(self, values):
         self.values = values
@@ -282,7 +282,7 @@ def test_errors_of_fold_batchnorm(name, value, error, message):
 
 
 def test_neither_torch_nor_keras_is_imported():
-    """Neither library is needed: what pwconv itself has brought in is NumPy alone."""
+    """`import pwconv` imports NumPy, and neither torch nor Keras."""
     sources = [vars(sys.modules[name]) for name in ("pwconv.adapters", "pwconv.classify", "pwconv.layers")]
     modules = {
         value.__name__.split(".")[0] for source in sources for value in source.values() if type(value) is type(np)

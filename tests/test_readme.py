@@ -1,4 +1,4 @@
-"""Each README's Python, which is one session, prints what the README says; what READMEs name and link to exists."""
+"""Examples in READMEs print the shown output; tests, files, headings and functions named in READMEs exist."""
 
 import doctest
 import re
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = {".py", ".pyx", ".pxi", ".h"}
 READMES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *ROOT.glob("[!.]*/README.md")])
-# What a README has of its own, at least: examples, tests that it names.
+# The least numbers of examples, and of tests named, by README: they show that the patterns below find them.
 EXAMPLES = {"README.md": 20, "pwconv/README.md": 45}
 NAMED_TESTS = {"pwconv/README.md": 15, "tests/README.md": 40}
 
@@ -29,7 +29,7 @@ def test_examples_run(readme):
     failed, attempted = doctest.testfile(f"../{readme}", encoding="utf-8")
     assert failed == 0  # the differences are in the captured output
     assert attempted >= EXAMPLES.get(readme, 0)
-    # Nothing in the look of an example escapes the test.
+    # A README has examples that doctest finds if it has blocks of Python, and only then.
     assert ("```python" in text_of(readme)) == (attempted > 0)
 
 
@@ -43,13 +43,13 @@ def test_named_tests_exist(readme):
 
 
 def prose(readme):
-    """Its text without code, in one line."""
+    """The text of a README without code, in one line."""
     text = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text))
 
 
 def headings(readme):
-    """The names by which GitHub links to a README's headings."""
+    """The anchors that GitHub gives to a README's headings."""
     titles = re.findall(r"^#+ (.*)$", text_of(readme), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -68,7 +68,7 @@ def test_the_front_page_leads_to_the_others():
 
 
 def test_pictures_are_shown_and_small():
-    """Every picture that is kept is shown by a README, and none is a burden to a clone."""
+    """Every picture in benchmarks/pictures is shown by a README and takes less than 150 KB of a clone."""
     shown = "".join(map(text_of, READMES))
     pictures = list((ROOT / "benchmarks" / "pictures").iterdir())
     assert len(pictures) >= 3
@@ -86,7 +86,7 @@ def test_functions_named_in_the_readme_of_pyx_exist():
 
 
 def test_the_diff_in_the_readme_of_pyx_matches_the_sources():
-    """All lines that the diff leaves, in this order."""
+    """Added and context lines of the diff stand in the files that it names, in the same order."""
     (diff,) = re.findall(r"^```diff\n(.*?)^```", text_of("pyx/README.md"), re.MULTILINE | re.DOTALL)
     text = ""
     for line in diff.splitlines():
