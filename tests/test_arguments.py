@@ -364,7 +364,7 @@ ERRORS = {
 @forms
 @backends
 @pytest.mark.parametrize(("change", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_wrong_argument_is_explained_and_nothing_written(form, backend, change, error, message):
+def test_a_wrong_argument_raises_and_nothing_is_written(form, backend, change, error, message):
     arguments = good_call(np.random.default_rng(1))
     out = arguments["out"]
     with pytest.raises(error, match=message):
@@ -417,7 +417,7 @@ def test_residual_on_the_memory_of_out_needs_the_same_strides(backend):
 
 @forms
 @backends
-def test_overlap_that_is_too_hard_to_find_out_is_refused(form, backend):
+def test_overlap_that_cannot_be_decided_in_bounded_time_raises(form, backend):
     """Deciding whether two views share an element is a knapsack problem: nobody waits, nothing is written."""
     shape = (2, *(3,) * 11)
     out_steps = (1068065, 357407, 128128, 33782, 8876, 2164, 569, 199, 43, 17, 3, 1)
@@ -449,7 +449,7 @@ def test_result_that_no_memory_holds(form, backend, size):
         ({"stride": (1, 2, 3)}, "^stride must be an int or hold one per spatial axis"),
     ],
 )
-def test_what_needs_no_map_is_checked_when_a_layer_is_made(backend, change, message):
+def test_the_constructor_checks_its_arguments(backend, change, message):
     with pytest.raises(ValueError, match=message):
         pwconv.PointwiseConv(ones(4, 3), layout="NHWC", backend=backend, **change)
 
