@@ -59,7 +59,7 @@ def _read(model: Any, place: str, network: Network) -> Model | None:
         return _transformed_target(model, place, network)
     if kind_of(model, ("MLPClassifier", "MLPRegressor"), "predict") is not None:
         return _perceptron(model, place, network)
-    if hasattr(model, "coef_") or hasattr(type(model), "predict"):
+    if hasattr(model, "coef_") or (hasattr(type(model), "predict") and not hasattr(model, "get_support")):
         return _linear(model, place, network)
     transform(model, place, network)
     return None
