@@ -83,7 +83,11 @@ cdef int take_buffer(object exporter, Py_buffer* view, bint writable) except -2:
         if getattr(getattr(exporter, "dtype", None), "name", None) != "bfloat16":
             return -1
         kind = take_buffer(exporter.view(numpy.uint16), view, writable)
-        return KIND_BFLOAT16 if kind == KIND_UINT16 else kind
+        if kind == KIND_UINT16:
+            return KIND_BFLOAT16
+        if kind >= 0:
+            PyBuffer_Release(view)
+        return -1
     kind = element_kind(view) if has_strides(view) else -1
     if kind < 0:
         PyBuffer_Release(view)

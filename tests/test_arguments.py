@@ -98,16 +98,21 @@ def array_errors(name):
     } | {f"{name} on a graph": ({name: RecordsGradients()}, TypeError, rf"^{name} must be .*use {name}\.detach\(\)$")}
 
 
+# Maps may be narrower than float32; only what is read may have the other byte order.
+MAPS = ("residual", "out")
+FOREIGN_DTYPES = {"residual": ("uint32",), "out": ("uint32", ">f4")}
+
+
 def float32_errors(name, *shape):
     """What else is wrong for an argument that is one float32 array of this shape."""
     return {
         **array_errors(name),
         f"{name} list": ({name: [1.0, 2.0]}, TypeError, rf"^{name} must be a float32 array, got list$"),
         f"{name} tuple": ({name: (1.0, 2.0)}, TypeError, rf"^{name} must be a float32 array, got tuple$"),
-        f"{name} bytes": ({name: b"\0\0\0\0"}, TypeError, rf"^{name} must be float32, got uint8"),
+        **({} if name in MAPS else {f"{name} bytes": ({name: b"\0\0\0\0"}, TypeError, f"^{name} must be .*got uint8")}),
         **{
-            f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32, got {dtype}")
-            for dtype in ("float64", "float16", "complex64", "bool", "int64", "object", ">f4")
+            f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32.*, got {dtype}")
+            for dtype in ("float64", "complex64", "bool", "int64", "object", *FOREIGN_DTYPES.get(name, ("float16",)))
         },
     }
 
@@ -168,7 +173,7 @@ ERRORS = {
             TypeError,
             rf"^x must be float32, uint8, int8, uint16, int16, float16 or bfloat16, got {dtype}: .*x\.astype",
         )
-        for dtype in ("float64", "complex64", "bool", "uint32", "int64", "object", ">f4", ">i2", ">f2")
+        for dtype in ("float64", "complex64", "bool", "uint32", "int64", "object", ">f8", ">i4")
     },
     "x bytes": ({"x": b"\0\0\0\0"}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 1$"),
     "x list of numbers": ({"x": [1.0, 2.0]}, TypeError, r"^x\[0\] must be a float32 array, got float"),

@@ -14,14 +14,14 @@ from pwconv import _engine as engine
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="CPUID and XCR0 are x86's")
 
 # Bits of CPUID leaf 1 ECX, leaf 7 EBX and XCR0 (Intel's manual, volumes 1 and 2A).
-FMA, OSXSAVE, AVX = 1 << 12, 1 << 27, 1 << 28
+FMA, OSXSAVE, AVX, F16C = 1 << 12, 1 << 27, 1 << 28, 1 << 29
 AVX2, AVX512F, AVX512DQ, AVX512BW, AVX512VL = 1 << 5, 1 << 16, 1 << 17, 1 << 30, 1 << 31
 AMX_BF16, AMX_TILE = 1 << 22, 1 << 24  # leaf 7 EDX
 AVX512_BF16 = 1 << 5  # leaf 7.1 EAX
 SSE_STATE, AVX_STATE, MASK_STATE, HIGH_STATE, MORE_STATE = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 TILE_SHAPES, TILES = 1 << 17, 1 << 18
 
-LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
+LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
 YMM = SSE_STATE | AVX_STATE
 ZMM = YMM | MASK_STATE | HIGH_STATE | MORE_STATE
 TMM = ZMM | TILE_SHAPES | TILES
