@@ -53,6 +53,7 @@ def pointwise_conv(
     residual: Any,
     activation: ActivationLike,
     out: Any,
+    out_dtype: Any,
     precision: str,
     num_threads: int | None,
     backend: str,

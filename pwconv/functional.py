@@ -26,6 +26,7 @@ def pointwise_conv(
     residual: Any = None,
     activation: ActivationLike = None,
     out: Any = None,
+    out_dtype: Any = None,
     precision: str = "highest",
     num_threads: int | None = None,
     backend: str = "auto",
@@ -58,9 +59,12 @@ def pointwise_conv(
     input_activation, activation : None, "relu", "relu6", "leaky_relu" (slope 0.01), "sigmoid", "tanh", "silu", "gelu"
         (the erf form), "gelu_tanh", "hardsigmoid", "hardswish", ("leaky_relu", slope) or ("clip", lo, hi).
     output_scale : float32, shape (C_out,) or (N, C_out).
-    residual : float32, shape of the result; may be `out` itself.
-    out : float32, shape of the result. It receives the result and is returned, and shares no memory with an argument
-        that is read, except where it is `residual`.
+    residual : float32 or a narrower dtype, shape of the result; may be `out` itself.
+    out : shape of the result, of any dtype that `out_dtype` may name. It receives the result and is returned, and
+        shares no memory with an argument that is read, except where it is `residual`.
+    out_dtype : "float32" (None), "uint8", "int8", "uint16", "int16", "float16" or "bfloat16", as a name or a dtype.
+        Integers are the float32 result rounded to the nearest (ties to even) within their range, with NaN as 0;
+        float16 and bfloat16 are rounded as `numpy.ndarray.astype` does.
     precision : "highest" computes in float32. "high" permits that each number is split into two bfloat16, "medium" that
         it is rounded to one, where that is faster on this machine (`PointwiseConv.plan` says what is used). Sums are
         float32. With K = C_in // groups, the error of a sum is below (2^-15 + 4 K 2^-24) for "high", and below
@@ -72,7 +76,7 @@ def pointwise_conv(
 
     Returns
     -------
-    float32 array with the axes of `out_layout`, C-contiguous, spatial sizes ceil(size / stride); or `out`.
+    array of `out_dtype` with the axes of `out_layout`, C-contiguous, spatial sizes ceil(size / stride); or `out`.
 
     Raises
     ------
@@ -110,6 +114,7 @@ def pointwise_conv(
         residual,
         activation,
         out,
+        out_dtype,
         precision,
         num_threads,
         backend,

@@ -21,7 +21,7 @@ else:
     from pwconv._engine import Layer  # type: ignore[assignment]
 
 
-_SCALES = ("input_scale", "input_shift", "output_scale")
+SCALES = ("input_scale", "input_shift", "output_scale")
 
 
 class Immutable:
@@ -54,16 +54,17 @@ class PointwiseConv(Immutable, Layer):
     weight : float32, shape (C_out, C_in // groups), trailing axes of length 1 allowed; or, with `weight_layout="IO"`,
         (C_in // groups, C_out), leading axes of length 1 allowed.
     bias : float32, shape (C_out,), or None.
-    input_scale, input_shift : float32, shape (C_in,); output_scale : float32, shape (C_out,). Where a call has its own,
-        the call's replace them.
-    stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
+    input_scale, input_shift, output_scale : float32, shape (C_in,), (C_in,), (C_out,), or None; the same argument of a
+        call replaces each of them.
+    stride, groups, layout, out_layout, weight_layout, input_activation, activation, out_dtype, precision, backend :
         as in `pwconv.pointwise_conv`.
 
     Attributes
     ----------
     in_channels, out_channels : int
-    weight, bias : read-only float32 arrays with the shapes of the arguments; `bias` may be None.
-    input_scale, input_shift, output_scale : read-only float32 arrays, or None.
+    weight, bias, input_scale, input_shift, output_scale : read-only float32 arrays with the shapes of the arguments; all
+        but `weight` may be None.
+    out_dtype : name of the result's dtype.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
         the arguments as given.
 
@@ -78,7 +79,7 @@ class PointwiseConv(Immutable, Layer):
     (2, 56, 56, 16)
     """
 
-    __slots__ = ("bias", "in_channels", "out_channels", "weight", *_SCALES, *Spec._fields)
+    __slots__ = ("bias", "in_channels", "out_channels", "weight", *SCALES, *Spec._fields)
 
     in_channels: int
     out_channels: int
@@ -96,6 +97,7 @@ class PointwiseConv(Immutable, Layer):
     activation: ActivationLike
     precision: str
     backend: str
+    out_dtype: str
 
     def __new__(
         cls,
@@ -112,6 +114,7 @@ class PointwiseConv(Immutable, Layer):
         output_scale: Any = None,
         input_activation: ActivationLike = None,
         activation: ActivationLike = None,
+        out_dtype: Any = None,
         precision: str = "highest",
         backend: str = "auto",
     ) -> Self:
@@ -125,26 +128,27 @@ class PointwiseConv(Immutable, Layer):
             activation=activation,
             precision=precision,
             backend=backend,
+            out_dtype=out_dtype,
         )
         weight = arguments.float32_array(weight, "weight")
         matrix = arguments.weight_matrix(weight, spec)
         ins, outs = matrix.shape[1] * spec.groups, len(matrix)
         scales = (
-            arguments.channel_vector(input_scale, "input_scale", ins),
-            arguments.channel_vector(input_shift, "input_shift", ins),
-            arguments.channel_vector(output_scale, "output_scale", outs),
+            arguments.table(input_scale, "input_scale", ins),
+            arguments.table(input_shift, "input_shift", ins),
+            arguments.table(output_scale, "output_scale", outs),
         )
         layer = super().__new__(cls, matrix, arguments.bias_vector(bias, len(matrix)), spec, scales)
 
-        attributes: dict[str, Any] = spec._asdict() | dict(zip(_SCALES, layer.scales, strict=True))
-        attributes |= {
+        attributes: dict[str, Any] = spec._asdict() | {
             "weight": arguments.as_kernel(layer.matrix, spec.weight_layout, weight.shape),
             "bias": None if layer.bias1d is None else layer.bias1d[:],
-            "in_channels": ins,
-            "out_channels": outs,
+            "in_channels": matrix.shape[1] * spec.groups,
+            "out_channels": len(matrix),
             "input_activation": _in_python_types(input_activation),
             "activation": _in_python_types(activation),
             "backend": str(backend),
+            **dict(zip(SCALES, layer.scales, strict=True)),
         }
         layer._set(**attributes)
         return layer
@@ -193,11 +197,11 @@ class PointwiseConv(Immutable, Layer):
         scale = scale / np.sqrt(spread)
         bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
         own = 1.0 if self.output_scale is None else self.output_scale.astype(np.float64)
-        shift = shift + (own * bias - arguments.norm_vector(mean, "mean", outs)) * scale
+        shift = shift + (bias * own - arguments.norm_vector(mean, "mean", outs)) * scale
         scale = scale * own
         matrix = (self.matrix * scale[:, np.newaxis]).astype(np.float32)
         weight = arguments.as_kernel(matrix, self.weight_layout, self.weight.shape)
-        return type(self)(weight, shift.astype(np.float32), **self._options() | {"output_scale": None})
+        return type(self)(weight, shift.astype(np.float32), **(self._options() | {"output_scale": None}))
 
     def backward(
         self, grad_y: Any, x: Any, *, need: Any = arguments.GRADIENTS, num_threads: int | None = None
@@ -240,51 +244,45 @@ class PointwiseConv(Immutable, Layer):
 
     def _options(self) -> dict[str, Any]:
         """Return the constructor's arguments except weight and bias."""
-        return {name: getattr(self, name) for name in (*Spec._fields, *_SCALES)}
+        return {name: getattr(self, name) for name in (*Spec._fields, *SCALES)}
 
     def __repr__(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, stride={self.stride}"]
         if self.bias is None:
             shown.append("bias=False")
         defaults = inspect.signature(PointwiseConv).parameters
-        shown += [f"{name}=True" for name in _SCALES if getattr(self, name) is not None]
         for name in Spec._fields:
-            if name != "stride" and (value := getattr(self, name)) != defaults[name].default:
+            if name != "stride" and (value := getattr(self, name)) not in (defaults[name].default, "float32"):
                 shown.append(f"{name}={value!r}")
+        shown += [f"{name}=True" for name in SCALES if getattr(self, name) is not None]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # Arrays are pickled as bytes: NumPy's unpickling of a damaged dtype alters that dtype for the whole process.
         export: Callable[[Any], Any] = pickle.PickleBuffer if operator.index(protocol) >= 5 else bytes
-        weight = export(np.ascontiguousarray(self.weight))
-        vectors = {name: getattr(self, name) for name in ("bias", *_SCALES)}
-        exported = {name: export(vector) for name, vector in vectors.items() if vector is not None}
-        shape, options = self.weight.shape, {name: getattr(self, name) for name in Spec._fields}
-        checksum = _checksum(weight, exported, shape, options)
-        return _unpickle, (type(self), checksum, weight, exported, shape, options)
+        arrays = np.ascontiguousarray(self.weight), self.bias, *(getattr(self, name) for name in SCALES)
+        data = tuple(None if array is None else export(array) for array in arrays)
+        options = {name: getattr(self, name) for name in Spec._fields}
+        shape = self.weight.shape
+        return _unpickle, (type(self), _checksum(data, shape, options), data, shape, options)
 
 
 def _unpickle(
-    cls: type[PointwiseConv],
-    checksum: int,
-    weight: Any,
-    vectors: dict[str, Any],
-    shape: tuple[int, ...],
-    options: dict[str, Any],
+    cls: type[PointwiseConv], checksum: int, data: tuple[Any, ...], shape: tuple[int, ...], options: dict[str, Any]
 ) -> PointwiseConv:
     """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
-    if _checksum(weight, vectors, shape, options) != checksum:
+    if _checksum(data, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
-    weight = np.frombuffer(weight, np.float32).reshape(shape)
-    options |= {name: np.frombuffer(vector, np.float32) for name, vector in vectors.items()}
-    return cls(weight, **options)
+    weight, bias, *scales = (None if part is None else np.frombuffer(part, np.float32) for part in data)
+    assert weight is not None
+    return cls(weight.reshape(shape), bias, **dict(zip(SCALES, scales, strict=True)), **options)
 
 
-def _checksum(weight: Any, vectors: dict[str, Any], *others: Any) -> int:
+def _checksum(data: tuple[Any, ...], *others: Any) -> int:
     """Return the CRC-32 of the contents of a pickle. Without it, damaged weights would pass as other weights."""
-    checksum = zlib.crc32(repr((sorted(vectors), others)).encode())
-    for data in (weight, *(vectors[name] for name in sorted(vectors))):
-        checksum = zlib.crc32(data, checksum)
+    checksum = zlib.crc32(repr(others).encode())
+    for part in data:
+        checksum = zlib.crc32(b"none" if part is None else part, checksum)
     return checksum
 
 

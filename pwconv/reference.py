@@ -32,6 +32,7 @@ def pointwise_conv(
     residual: Any = None,
     activation: ActivationLike = None,
     out: Any = None,
+    out_dtype: Any = None,
     precision: str = "highest",
     num_threads: int | None = None,
     backend: str = "numpy",
@@ -51,6 +52,7 @@ def pointwise_conv(
         activation=activation,
         precision=precision,
         backend=backend,
+        out_dtype=out_dtype,
     )
     matrix = arguments.weight_matrix(weight, spec)
     bias1d = arguments.bias_vector(bias, len(matrix))
@@ -391,15 +393,17 @@ def _compute(
     if call.output_scale is not None:
         y = per_channel(call.output_scale) * y
     if call.residual is not None:
-        y = y + _ordered(call.residual, call.out_layout, axes)
+        y = y + _ordered(call.residual, call.out_layout, axes).astype(dtype)
     y = activate(spec.activation, y)
 
     if "N" not in call.layout:
         y, axes = y[0], axes[1:]
     y = y.transpose([axes.index(letter) for letter in call.out_layout])
     if call.out is None:
+        if spec.out_dtype != "float32":
+            y = arguments.rounded(y, arguments.numpy_dtype(spec.out_dtype))
         return np.ascontiguousarray(y)
-    call.out[...] = y
+    call.out[...] = arguments.rounded(y, call.out.dtype)
     return out
 
 

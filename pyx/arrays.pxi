@@ -1,5 +1,8 @@
 # Memory and arrays of a call: scratch memory, and the buffers of its arguments with their checks.
 
+cdef object ndarray = numpy.ndarray
+
+
 cdef class Memory:
     """A block of bytes that starts on a cache line, owned by this object."""
 
@@ -72,13 +75,19 @@ cdef int take_buffer(object exporter, Py_buffer* view, bint writable) except -2:
     """Takes an array's buffer and returns the kind of its elements; -1, without a buffer, if a kernel cannot read it."""
     cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
     cdef int kind
+    if type(exporter) is not ndarray and hasattr(exporter, "mask"):
+        return -1                  # a masked array, whose mask must not be ignored
     if PyObject_GetBuffer(exporter, view, flags) != 0:
         PyErr_Clear()
         # bfloat16 arrays export no buffer of their own.
         if getattr(getattr(exporter, "dtype", None), "name", None) != "bfloat16":
             return -1
         kind = take_buffer(exporter.view(numpy.uint16), view, writable)
-        return KIND_BFLOAT16 if kind == KIND_UINT16 else kind
+        if kind == KIND_UINT16:
+            return KIND_BFLOAT16
+        if kind >= 0:
+            PyBuffer_Release(view)
+        return -1
     kind = element_kind(view) if has_strides(view) else -1
     if kind < 0:
         PyBuffer_Release(view)

@@ -229,23 +229,26 @@ cdef bint is_name(object value) noexcept:
 
 
 def pointwise_conv(x, weight, bias, stride, groups, layout, out_layout, weight_layout, input_scale, input_shift,
-                   input_activation, output_scale, residual, activation, out, precision, num_threads, backend, /):
+                   input_activation, output_scale, residual, activation, out, out_dtype, precision, num_threads, backend,
+                   /):
     """See pwconv.pointwise_conv."""
     cdef EngineSpec spec = None
     cdef Arguments call
     # Only exact types are keys: True == 1 == 1.0, yet only 1 is a valid stride.
     cdef bint hashable = (
         PyLong_CheckExact(stride) and PyLong_CheckExact(groups) and is_name(layout) and is_name(out_layout)
-        and is_name(weight_layout) and is_name(input_activation) and is_name(activation) and is_name(precision)
-        and is_name(backend))
+        and is_name(weight_layout) and is_name(input_activation) and is_name(activation) and is_name(out_dtype)
+        and is_name(precision) and is_name(backend))
     key = None
     if hashable:
-        key = (stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend)
+        key = (stride, groups, layout, out_layout, weight_layout, input_activation, activation, out_dtype, precision,
+               backend)
         spec = specs.get(key)
     if spec is None:
         spec = EngineSpec(arguments().parse_spec(
             stride=stride, groups=groups, layout=layout, out_layout=out_layout, weight_layout=weight_layout,
-            input_activation=input_activation, activation=activation, precision=precision, backend=backend))
+            input_activation=input_activation, activation=activation, precision=precision, backend=backend,
+            out_dtype=out_dtype))
         if hashable:
             if len(specs) >= SPECS:
                 specs.clear()
@@ -256,7 +259,7 @@ def pointwise_conv(x, weight, bias, stride, groups, layout, out_layout, weight_l
             x, weight, bias, stride=stride, groups=groups, layout=layout, out_layout=out_layout,
             weight_layout=weight_layout, input_scale=input_scale, input_shift=input_shift,
             input_activation=input_activation, output_scale=output_scale, residual=residual, activation=activation,
-            out=out, precision=precision, num_threads=num_threads, backend=backend)
+            out=out, out_dtype=out_dtype, precision=precision, num_threads=num_threads, backend=backend)
     call.x = <PyObject*> x
     call.array[:] = [<PyObject*> weight, <PyObject*> bias, <PyObject*> input_scale, <PyObject*> input_shift,
                      <PyObject*> output_scale, <PyObject*> residual, <PyObject*> out]

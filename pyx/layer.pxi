@@ -46,7 +46,7 @@ cdef class EngineSpec:
         self.after.code, self.after.low, self.after.high = spec.activation
         self.on_numpy = spec.backend == "numpy"
         self.precision = arguments().PRECISIONS.index(spec.precision)
-        self.out_kind = KINDS[getattr(spec, "out_dtype", "float32")]
+        self.out_kind = KINDS[spec.out_dtype]
         if resolved is None:
             if spec.layout in arguments().NAMED_LAYOUTS:
                 self.by_rank = {}

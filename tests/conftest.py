@@ -1,4 +1,4 @@
-"""What all tests share: the compiled engine, each instruction set in turn, and a summary that hides nothing."""
+"""Fixtures of all tests: the compiled engine, each instruction set in turn, and a summary of tests run and skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The forced instruction set is a function-scoped fixture that all examples of a test share on purpose.
+# All examples of a test share the function-scoped fixture that forces an instruction set; hypothesis would object.
 _COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Every change runs the same examples; ``--hypothesis-profile=long`` looks for new ones.
 settings.register_profile("short", _COMMON, max_examples=120, derandomize=True, database=None)
@@ -18,7 +18,7 @@ settings.load_profile("short")
 
 
 def _load_engine():
-    """The compiled engine and, if there is none, why."""
+    """The compiled engine and an empty string, or None and the reason why its import failed."""
     try:
         return importlib.import_module("pwconv._engine"), ""
     except ImportError as error:
@@ -29,13 +29,13 @@ _ENGINE, _PROBLEM = _load_engine()
 
 
 def pytest_addoption(parser):
-    """Options by which two machines compare their bits; see ``check_instruction_sets`` in test_same_bits.py."""
+    """Options to compare the bits of two machines; see ``check_instruction_sets`` in test_same_bits.py."""
     parser.addoption("--keep-bits", type=Path, metavar="FOLDER", help="keep results for another machine")
     parser.addoption("--compare-bits", type=Path, metavar="FOLDER", help="compare with results of another machine")
 
 
 def pytest_sessionstart(session):
-    """Without the engine every test would pass judgement on the NumPy fallback: refuse to start."""
+    """Refuse to start without the engine, because every test would then test the NumPy fallback."""
     if _ENGINE is None:
         pytest.exit(
             "pwconv._engine, the compiled part of pwconv, cannot be imported, so there is nothing to test: "
@@ -55,19 +55,19 @@ def _supported():
 
 
 def _with_float32():
-    """Without those that only add units for bfloat16 to one before."""
+    """Instruction sets with a float32 kernel set; the others only add bfloat16 kernel sets to an earlier one."""
     return [name for name in _supported() if _ENGINE.isa_kernel_sets(name)["highest"] == name]
 
 
-def _with_units():
-    """Those whose own units are for bfloat16."""
+def _with_bf16():
+    """Instruction sets whose own kernel sets multiply bfloat16."""
     return [
         name for name in _supported() if name in _ENGINE.isa_kernel_sets(name).values() and name not in _with_float32()
     ]
 
 
 def _forced(request):
-    """Force the instruction set in ``request.param`` while a test runs, and leave a note for the summary."""
+    """Force the instruction set in ``request.param`` while a test runs, and record its name for the summary."""
     request.node.user_properties.append(("isa", request.param))
     before = _ENGINE.isa_active()
     _ENGINE.set_isa(request.param)
@@ -87,14 +87,14 @@ def fma_isa(request):
     yield from _forced(request)
 
 
-@pytest.fixture(params=_with_units())
-def unit_isa(request):
-    """Each instruction set that multiplies bfloat16 where less than float32 is asked for, in turn."""
+@pytest.fixture(params=_with_bf16())
+def bf16_isa(request):
+    """Each instruction set with kernel sets that multiply bfloat16 ("high" and "medium" precision), in turn."""
     yield from _forced(request)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say which instruction sets ran and what was skipped why."""
+    """Print which instruction sets ran, and how many tests were skipped for which reason."""
     ran, skipped = collections.Counter(), collections.Counter()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

@@ -1,4 +1,4 @@
-"""The floating-point state of this thread, as the C library tells it."""
+"""The floating-point environment of this thread, read through the C library."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ libm = ctypes.CDLL(ctypes.util.find_library("m"))
 
 
 def environment():
-    """All of it, for `libm.fesetenv`."""
+    """The whole floating-point environment, for `libm.fesetenv`."""
     saved = ctypes.create_string_buffer(64)
     assert libm.fegetenv(saved) == 0
     return saved
 
 
 def state():
-    """What it says of how to compute, and of the exceptions seen so far.
+    """The control bits and the exception flags of the environment.
 
-    On x86 that is not all. Where the x87's last instruction lies belongs to it too, and a processor may forget this
-    whenever another process has its turn.
+    On x86 the address of the last x87 instruction is left out: a processor may lose it at any context switch.
     """
     if platform.machine() == "aarch64":
         return environment().raw
@@ -29,7 +28,7 @@ def state():
 
 
 def control():
-    """The part of it that says how to compute."""
+    """The control bits: rounding mode, exception masks, flush-to-zero; without the exception flags."""
     if platform.machine() == "aarch64":
         return struct.unpack_from("<I", environment())
     word, mxcsr = struct.unpack_from("<H26xI", environment())

@@ -1,6 +1,6 @@
-"""The definition of a pointwise convolution in float64, how far float32 may be from it, and ways to lay arrays out.
+"""Pointwise convolution in float64 from its definition, error bounds for float32, and memory layouts for test arrays.
 
-Nothing here imports pwconv: what the tests compare with owes nothing to what they test.
+Nothing here imports pwconv: the oracle is independent of the code under test.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-UNIT = 2.0**-24  # the largest relative error of one float32 rounding
-TINY = 2.0**-126  # below the smallest normal float32, kernels count everything as zero
-BLOCK = 256  # input channels that one chain of FMAs sums
+UNIT = 2.0**-24  # the unit roundoff of float32: the largest relative error of one rounding
+TINY = 2.0**-126  # the smallest normal float32; kernels flush smaller magnitudes to zero
+BLOCK = 256  # input channels in one chain of FMAs
 
 PLAIN_ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hardsigmoid", "hardswish")
 SMOOTH_ACTIVATIONS = ("sigmoid", "tanh", "silu", "gelu", "gelu_tanh")
 ACTIVATIONS = (*PLAIN_ACTIVATIONS, *SMOOTH_ACTIVATIONS, ("leaky_relu", 0.2), ("clip", -0.75, 1.25))
 
-# The largest slope of each activation: by how much it can enlarge an error of its argument.
+# The largest slope of each activation: the factor by which it can enlarge an error of its argument.
 _SLOPE = {"sigmoid": 0.25, "hardsigmoid": 1 / 6, "silu": 1.1, "gelu": 1.13, "gelu_tanh": 1.13, "hardswish": 1.5}
 
 
 class Truth(NamedTuple):
-    """What a result should be, in float64, and the largest |error| that each of its elements may have."""
+    """An exact result in float64, and the largest |error| that each element of a float32 result may have."""
 
     value: np.ndarray
     bound: np.ndarray
@@ -100,7 +100,7 @@ def activation_error(activation: str | tuple | None, v: np.ndarray, value: np.nd
 
 
 def _through(activation: str | tuple | None, v: np.ndarray, bound: np.ndarray) -> Truth:
-    """The activation of numbers that are known up to ``bound``."""
+    """The activation of values ``v`` whose errors are at most ``bound``."""
     name, *parameters = activation if isinstance(activation, tuple) else (activation,)
     slope = max(1.0, abs(parameters[0])) if name == "leaky_relu" and parameters else _SLOPE.get(name, 1.0)
     value = activate(activation, v)
@@ -133,14 +133,15 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
-def pieces_bound(precision: str, channels: int) -> float:
-    """The largest |error| of a sum over `channels` in units of sum |w| |x|, where bfloat16 stands for float32.
+def split_bound(precision: str, channels: int) -> float:
+    """The largest |error| of a sum over `channels` of products of bf16 terms, in units of sum |w| |x|.
 
-    A bfloat16 has 8 significant bits, so x and its first piece differ by 2^-8 |x| at most, x and both by 2^-17 |x|.
-    "medium" is w'x', short of wx by 2 2^-8 + 2^-16. "high" is w'x' + w'x" + w"x', short of wx by w"x" <= 2^-16 and
-    twice 2^-17 for what two pieces leave out. Each of a channel's p products (1 or 3) is rounded at most p K times on
-    its way, by 2^-24 each, or to odd, which may err twice as far but comes half as often. The last term has room for
-    what the factors 1 + 2^-8 of pieces and sums add.
+    A bfloat16 has 8 significant bits, so x differs from its first term x' by at most 2^-8 |x|, and from the sum of its
+    two terms x' + x" by at most 2^-17 |x|. "medium" computes w'x', which differs from wx by at most 2 2^-8 + 2^-16.
+    "high" computes w'x' + w'x" + w"x', which differs from wx by w"x" <= 2^-16 and by twice 2^-17 for the rest of both
+    splits. A channel has p products, 1 or 3. Each is rounded at most p K times on the way into the result, to nearest
+    with an error of 2^-24, or to odd with an error of 2^-23 but half as often. The last term of each bound leaves room
+    for the factors 1 + 2^-8 that terms and sums add.
     """
     return {"medium": 2.0**-7 + 2.0**-16 + 2 * channels * UNIT, "high": 2.0**-15 + 4 * channels * UNIT}[precision]
 
@@ -171,7 +172,7 @@ def pointwise(
     tail = (np.newaxis,) * len(spatial)
 
     def broadcast(vector):
-        """A (C,) or (N, C) array against maps in canonical order."""
+        """A (C,) or (N, C) array in a shape that broadcasts against maps in canonical order."""
         return vector.astype(np.float64)[(..., *tail)]
 
     matrix = weight.astype(np.float64)
@@ -201,7 +202,7 @@ def pointwise(
     carried = contract(magnitude, bound)
     value = contract(matrix, a)
     reach = contract(magnitude, np.abs(a)) + carried
-    flushed = TINY * contract(magnitude + 1, np.abs(a) + 1)  # sum(|w| + |x| + 1), and TINY sum |w| |x| too much
+    flushed = TINY * contract(magnitude + 1, np.abs(a) + 1)  # TINY sum(|w| + |x| + 1), and TINY sum |w| |x| more
     if bias is not None:
         value = value + broadcast(bias)
         reach = reach + np.abs(broadcast(bias))
@@ -242,7 +243,7 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 class Placement(NamedTuple):
-    """Where the elements of a float32 array lie inside a buffer of bytes: any array view there is."""
+    """Where the elements of a float32 array lie inside a buffer of bytes; describes any strided view."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -260,7 +261,7 @@ class Placement(NamedTuple):
         return raw[start : start + self.nbytes]
 
     def hold(self, values: np.ndarray) -> np.ndarray:
-        """A copy of ``values`` that lies as this placement says, between NaNs that nobody should read."""
+        """A copy of ``values`` with this placement; all other bytes of the buffer are NaNs that no call may read."""
         view = self.over(self.buffer(fill=0xFF))
         view[...] = values
         return view
@@ -301,7 +302,7 @@ def place(
 
 
 def placements(shape: tuple[int, ...], channel_axis: int) -> dict[str, Placement]:
-    """One placement of every kind that users hand over, by name."""
+    """One placement of every kind of view that users pass, by name."""
     ndim = len(shape)
     axes = range(ndim)
 

@@ -8,9 +8,9 @@ import pytest
 
 import pwconv
 
-# All exponents and signs with a spread of fractions: a step through the bit patterns that shares no factor with 2^32.
+# Bit patterns in steps of an odd number, which reach all exponents and signs with evenly spread fractions.
 SAMPLE = (np.arange(2**20, dtype=np.uint64) * 4099 * 1048573 % 2**32).astype(np.uint32).view(np.float32)
-# What matters most: where activations bend, saturate, cancel or leave the normal range.
+# Critical arguments: where activations have a kink, saturate, cancel or leave the normal range.
 DENSE = np.linspace(-110, 110, 200001, dtype=np.float32)
 KNEES = (-90, -88, -87.3, -18, -13, -10, -9, -6, -3, -1, -0.5, 0.5, 1, 3, 6, 9, 10, 18, 88, 89)
 NEAR_KNEES = np.concatenate(
@@ -21,11 +21,11 @@ FINITE = np.concatenate([SAMPLE[np.isfinite(SAMPLE)], DENSE, NEAR_KNEES, SPECIAL
 FINITE.setflags(write=False)
 
 WHERE = ["activation", "input_activation"]
-LAYOUTS = ["NC", "NCL"]  # one channel per pixel side by side, and pixels side by side
+LAYOUTS = ["NC", "NCL"]  # channels last, channels first
 
 
 def apply(activation, values, where, layout):
-    """Through a layer of one channel and weight 1, whose sum is its input."""
+    """The result of a layer of one channel with weight 1, whose sum equals its input."""
     x = values.reshape(-1, 1) if layout == "NC" else values.reshape(1, 1, -1)
     one = np.ones((1, 1), np.float32)
     return pwconv.pointwise_conv(x, one, layout=layout, **{where: activation}).ravel()
@@ -35,7 +35,7 @@ def apply(activation, values, where, layout):
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS[1:], ids=str)
 def test_within_4_ulp(isa, activation, where, layout):
-    """Or within u |v| for gelu. Denormal arguments count as 0, and results below 2^-126 may be flushed to 0."""
+    """gelu may be off by u |v|. Denormal arguments count as 0, and results below 2^-126 may be flushed to 0."""
     v = np.where(np.abs(FINITE) < oracle.TINY, 0.0, FINITE.astype(np.float64))
     value = oracle.activate(activation, v)
     truth = oracle.Truth(value, oracle.activation_error(activation, v, value))

@@ -1,4 +1,4 @@
-"""Layers of torch and Keras, batch norms, and what of them has no counterpart here."""
+"""Conversion of torch modules, Keras layers and batch norms, and the errors for those that cannot be converted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_convolutions_of_torch(torch, rank, options):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "NWHC", "channels_last"])
-def test_strides_go_with_their_axes(torch, layout):
+def test_strides_follow_the_axes_of_the_layout(torch, layout):
     module = torch.nn.Conv2d(6, 4, 1, stride=(1, 3))
     x = normal(1, 2, 6, 7, 8)
     letters = oracle.letters(layout, 4)
@@ -86,7 +86,7 @@ def test_weights_of_torch_in_other_dtypes(torch, dtype):
     assert np.array_equal(layer.weight, before)
 
 
-def test_what_is_not_pointwise_in_torch(torch):
+def test_torch_modules_that_are_not_pointwise(torch):
     nn = torch.nn
     for module, error, message in (
         (nn.Conv2d(4, 4, 3), ValueError, r"^module must have a kernel of one pixel, got 3 x 3$"),
@@ -103,7 +103,7 @@ def test_what_is_not_pointwise_in_torch(torch):
 
 
 def test_batch_norm_of_torch(torch):
-    """Between convolution and activation, in evaluation, with statistics of its own."""
+    """A batch norm in evaluation mode between convolution and activation is folded into the layer."""
     module = torch.nn.Sequential(torch.nn.Conv2d(12, 8, 1), torch.nn.BatchNorm2d(8, eps=1e-3), torch.nn.ReLU())
     norm = module[1]
     with torch.no_grad():
@@ -116,11 +116,11 @@ def test_batch_norm_of_torch(torch):
     np.testing.assert_allclose(folded(x), expected, rtol=1e-5, atol=1e-6)
 
 
-# Keras, by stand-ins that have its attributes -------------------------------------------------------------------------
+# Keras: stand-ins with its attributes ---------------------------------------------------------------------------------
 
 
 class Variable:
-    """What Keras keeps weights in: NumPy gets them by __array__."""
+    """A stand-in for a Keras variable, which NumPy reads through __array__."""
 
     def __init__(self, values):
         self.values = values
@@ -224,7 +224,7 @@ def test_activations_of_keras():
         ),
     ],
 )
-def test_what_is_not_pointwise_in_keras(layer, error, message):
+def test_keras_layers_that_are_not_pointwise(layer, error, message):
     with pytest.raises(error, match=message):
         PointwiseConv.from_keras(layer)
 
@@ -275,14 +275,14 @@ def test_fold_a_norm_without_gamma_and_beta():
         ("var", np.full(8, np.nan), ValueError, r"^var \+ eps must be positive, got nan$"),
     ],
 )
-def test_wrong_norms_are_explained(name, value, error, message):
+def test_errors_of_fold_batchnorm(name, value, error, message):
     norm = {"gamma": np.ones(8), "beta": np.ones(8), "mean": np.ones(8), "var": np.ones(8)} | {name: value}
     with pytest.raises(error, match=message):
         PointwiseConv(normal(1, 8, 6)).fold_batchnorm(**norm)
 
 
-def test_nothing_is_imported():
-    """Neither library is needed: what pwconv itself has brought in is NumPy alone."""
+def test_neither_torch_nor_keras_is_imported():
+    """`import pwconv` imports NumPy, and neither torch nor Keras."""
     sources = [vars(sys.modules[name]) for name in ("pwconv.adapters", "pwconv.classify", "pwconv.layers")]
     modules = {
         value.__name__.split(".")[0] for source in sources for value in source.values() if type(value) is type(np)

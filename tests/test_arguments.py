@@ -98,16 +98,21 @@ def array_errors(name):
     } | {f"{name} on a graph": ({name: RecordsGradients()}, TypeError, rf"^{name} must be .*use {name}\.detach\(\)$")}
 
 
+# Maps may be narrower than float32; only what is read may have the other byte order.
+MAPS = ("residual", "out")
+FOREIGN_DTYPES = {"residual": ("uint32",), "out": ("uint32", ">f4")}
+
+
 def float32_errors(name, *shape):
     """What else is wrong for an argument that is one float32 array of this shape."""
     return {
         **array_errors(name),
         f"{name} list": ({name: [1.0, 2.0]}, TypeError, rf"^{name} must be a float32 array, got list$"),
         f"{name} tuple": ({name: (1.0, 2.0)}, TypeError, rf"^{name} must be a float32 array, got tuple$"),
-        f"{name} bytes": ({name: b"\0\0\0\0"}, TypeError, rf"^{name} must be float32, got uint8"),
+        **({} if name in MAPS else {f"{name} bytes": ({name: b"\0\0\0\0"}, TypeError, f"^{name} must be .*got uint8")}),
         **{
-            f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32, got {dtype}")
-            for dtype in ("float64", "float16", "complex64", "bool", "int64", "object", ">f4")
+            f"{name} {dtype}": ({name: np.zeros(shape, dtype)}, TypeError, rf"^{name} must be float32.*, got {dtype}")
+            for dtype in ("float64", "complex64", "bool", "int64", "object", *FOREIGN_DTYPES.get(name, ("float16",)))
         },
     }
 
@@ -168,7 +173,7 @@ ERRORS = {
             TypeError,
             rf"^x must be float32, uint8, int8, uint16, int16, float16 or bfloat16, got {dtype}: .*x\.astype",
         )
-        for dtype in ("float64", "complex64", "bool", "uint32", "int64", "object", ">f4", ">i2", ">f2")
+        for dtype in ("float64", "complex64", "bool", "uint32", "int64", "object", ">f8", ">i4")
     },
     "x bytes": ({"x": b"\0\0\0\0"}, ValueError, r"^x must have 4 axes for layout 'NCHW', got 1$"),
     "x list of numbers": ({"x": [1.0, 2.0]}, TypeError, r"^x\[0\] must be a float32 array, got float"),
@@ -364,7 +369,7 @@ ERRORS = {
 @forms
 @backends
 @pytest.mark.parametrize(("change", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_wrong_argument_is_explained_and_nothing_written(form, backend, change, error, message):
+def test_a_wrong_argument_raises_and_nothing_is_written(form, backend, change, error, message):
     arguments = good_call(np.random.default_rng(1))
     out = arguments["out"]
     with pytest.raises(error, match=message):
@@ -417,7 +422,7 @@ def test_residual_on_the_memory_of_out_needs_the_same_strides(backend):
 
 @forms
 @backends
-def test_overlap_that_is_too_hard_to_find_out_is_refused(form, backend):
+def test_overlap_that_cannot_be_decided_in_bounded_time_raises(form, backend):
     """Deciding whether two views share an element is a knapsack problem: nobody waits, nothing is written."""
     shape = (2, *(3,) * 11)
     out_steps = (1068065, 357407, 128128, 33782, 8876, 2164, 569, 199, 43, 17, 3, 1)
@@ -449,7 +454,7 @@ def test_result_that_no_memory_holds(form, backend, size):
         ({"stride": (1, 2, 3)}, "^stride must be an int or hold one per spatial axis"),
     ],
 )
-def test_what_needs_no_map_is_checked_when_a_layer_is_made(backend, change, message):
+def test_the_constructor_checks_its_arguments(backend, change, message):
     with pytest.raises(ValueError, match=message):
         pwconv.PointwiseConv(ones(4, 3), layout="NHWC", backend=backend, **change)
 

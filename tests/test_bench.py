@@ -41,7 +41,7 @@ def test_a_workload_counts_its_result_and_the_bytes_it_moves():
     assert STRIDED.bytes_read("NCHW") == 4 * (2 * 3 * 6 * 3 + weights)
 
 
-def test_layers_have_names_of_their_own_and_fit_the_table():
+def test_layer_names_are_unique_and_fit_the_table():
     names = [str(workload) for workload in NETWORKS + SHAPES]
     assert len(NETWORKS) == 42
     assert len(set(names)) == len(names)
@@ -59,7 +59,7 @@ def test_select_takes_parts_of_names_patterns_and_shapes():
 
 
 @pytest.mark.parametrize("pattern", ["resnet51", "1x2x3x4", "1x2x3x0x5", "1x2x3x4x5/0", "1x2x3x4x5/"])
-def test_select_refuses_what_names_nothing(pattern):
+def test_select_raises_where_nothing_matches(pattern):
     with pytest.raises(ValueError, match=pattern):
         select(["resnet50", pattern])
 
@@ -76,13 +76,13 @@ def test_a_limit_is_the_slower_of_arithmetic_and_transfers():
     assert MACHINE.limit(1.0, 100.0, 400.0) == Limit(pytest.approx((100 / 10 + 300 / 20) * 1e-9), "L2")
 
 
-def test_a_level_serves_no_more_than_it_holds():
+def test_a_level_serves_at_most_its_capacity():
     # Of 4,000 bytes, as many read as written, 1,000 are in L2.
     expected = (500 / 10 + 1500 / 1) * 1e-9
     assert MACHINE.limit(1.0, 2000.0, 2000.0) == Limit(pytest.approx(expected), "memory")
 
 
-def test_limits_have_no_steps_where_a_level_is_full():
+def test_limits_are_continuous_where_a_level_is_full():
     around = [MACHINE.limit(1.0, size, 0.0).seconds for size in (999.0, 1000.0, 1001.0)]
     assert around == sorted(around)
     assert around[2] / around[0] < 1.02
@@ -90,7 +90,7 @@ def test_limits_have_no_steps_where_a_level_is_full():
 
 @pytest.mark.parametrize("threads", [1, 2, 64])
 @pytest.mark.parametrize("mib", [(1, 32), (2, 3), (1, 0), (2, 480)])
-def test_what_is_moved_to_measure_a_level_fits_there_and_nowhere_nearer(monkeypatch, threads, mib):
+def test_buffers_fit_the_measured_level_and_no_nearer_one(monkeypatch, threads, mib):
     class Engine:
         @staticmethod
         def caches():
@@ -189,7 +189,7 @@ def test_rates_are_medians_and_a_peer_is_its_best_way():
     assert heat.ratios == pytest.approx({"torch": 1.25})
 
 
-def test_who_gets_a_buffer_is_compared_with_a_buffer():
+def test_peers_with_a_buffer_are_compared_with_out():
     heat = result(pwconv=[0.02], out=[0.0125], conv2d=[0.025], mkl=[0.0125])
     assert heat.ratios == pytest.approx({"torch": 1.25, "mkl": 1.0})
     assert heat.ratio() == pytest.approx(1.0)
@@ -197,7 +197,7 @@ def test_who_gets_a_buffer_is_compared_with_a_buffer():
     assert result(pwconv=[0.02], out=[0.02]).ratio() is None
 
 
-def test_who_may_multiply_bfloat16_is_compared_with_medium_alone():
+def test_bfloat16_peers_are_compared_with_medium_only():
     seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.03], "mkl": [0.025], "bf16": [0.01]}
     several = result(high=[0.015], medium=[0.005], **seconds)
     assert several.others == ["high", "medium"]
@@ -285,7 +285,7 @@ def test_torch_is_given_bfloat16(layout):
     assert any("of bfloat16" in way for way in ways)
 
 
-def test_torch_pays_for_the_steps_of_a_stride(monkeypatch):
+def test_the_time_of_torch_includes_the_stride(monkeypatch):
     """As the others do: what it reads is a view of the map."""
     torch = pytest.importorskip("torch")
     seen = []
@@ -428,7 +428,7 @@ def test_options_are_read():
         ("--replot race.json", "name a picture, by --plot or --plot-errors"),
     ],
 )
-def test_options_that_cannot_be_are_explained(capsys, words, message):
+def test_errors_of_options(capsys, words, message):
     with pytest.raises(SystemExit) as exit_:
         bench.parse(words.split())
     assert exit_.value.code == 2
@@ -521,7 +521,7 @@ def test_several_precisions_have_their_errors_in_the_table(layout, precisions):
     assert len(headings) == len(cells) <= 80
 
 
-def test_what_is_missing_is_a_dash():
+def test_missing_figures_are_printed_as_a_dash():
     table = Table(["highest"], ["torch"])
     text = table.figures("a", {"pwconv": 1, "out=": 2}, {"pwconv": 1, "out=": 1}, {}, None)
     assert text.split() == ["a", "1.0", "100%", "2.0", "100%", "-", "-"]
@@ -547,7 +547,7 @@ def test_without_peers_there_are_no_ratios():
     assert "worst 50%" in text
 
 
-def test_several_precisions_are_told_apart():
+def test_the_conclusion_of_several_precisions():
     seconds = {"pwconv": [0.02], "out": [0.02], "conv2d": [0.03], "bf16": [0.01]}
     layers = [
         result(high=[0.015], medium=[medium], errors={"pwconv": 1e-7, "medium": 2e-3, "torch-bf16": error}, **seconds)
@@ -644,7 +644,7 @@ def test_bars_of_several_precisions(drawn):
 
 
 @pytest.mark.parametrize("count", [4, plots.MOST_NAMES + 10])
-def test_names_on_the_roofline_cover_nothing(drawn, count):
+def test_roofline_labels_cover_nothing(drawn, count):
     layers = [
         Result(
             Workload("net", f"l{number}", 1, 50, 50, 30 + 7 * (number % 5), 40 + number),
@@ -698,7 +698,7 @@ def test_text_fits_a_narrow_terminal():
     assert {"layer", "shape 1x4x4x16x16", "geometric mean"} <= {*lines}  # each above its figures
 
 
-def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
+def test_the_command_prints_a_table_and_writes_json(tmp_path):
     path = tmp_path / "race.json"
     words = ("--layers", "2x5x6x3x4/2,1x4x4x16x16", "--peers", "numpy", "--layout", "NHWC", "--json", path)
     done = run_bench(*words, OPENBLAS_CORETYPE="Haswell")
@@ -752,7 +752,7 @@ def test_the_command_races_several_precisions(tmp_path):
     assert saved["geometric_means"]["other_ratios"]["medium"]["best framework"] == pytest.approx(expected)
 
 
-def test_the_command_draws_what_it_measured(tmp_path):
+def test_the_command_draws_and_replots(tmp_path):
     pytest.importorskip("matplotlib")
     bars, errors, kept = (tmp_path / name for name in ("bars.png", "errors.png", "race.json"))
     words = ("--layers", "1x4x4x16x16,nin cccp8", "--peers", "numpy", "--plot", bars, "--plot-errors", errors)
@@ -771,7 +771,7 @@ def test_the_command_draws_what_it_measured(tmp_path):
     assert bars.read_bytes() == before
 
 
-def test_what_was_kept_is_restored(tmp_path):
+def test_saved_results_are_restored(tmp_path):
     layers = [result(errors={"pwconv": 1e-7}, pwconv=[0.02, 0.03, 0.01], out=[0.0125], conv2d=[0.04], linear=[0.05])]
     options = options_of(["torch"])
     kept = json.loads(json.dumps(record(options, MACHINE, layers, geometric_means(layers))))
@@ -789,7 +789,7 @@ def test_what_was_kept_is_restored(tmp_path):
     ("content", "message"),
     [(None, "No such file"), ("{", "is not what --json writes"), ('{"options": {}}', "is not what --json writes")],
 )
-def test_what_cannot_be_drawn_again(content, message, tmp_path, capsys):
+def test_files_that_cannot_be_replotted(content, message, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "race.json"
     if content:

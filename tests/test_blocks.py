@@ -27,7 +27,7 @@ def without_gradients():
 
 
 def settled(module):
-    """Give batch norms something to do, and let them use it."""
+    """Set random batch norm statistics and parameters, and switch to evaluation mode."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.weight.uniform_(0.5, 1.5)
@@ -44,18 +44,18 @@ def photograph(height, width):
 
 
 def features(channels, height, width, seed=0):
-    """What a random 3x3 layer makes of the photograph."""
+    """The result of a random 3x3 layer on the photograph."""
     torch.manual_seed(seed)
     return functional.relu(nn.Conv2d(3, channels, 3, padding=1)(torch.from_numpy(photograph(height, width)))).numpy()
 
 
 def exact(module, *maps):
-    """The truth: a copy of the module in float64."""
+    """The expected result: that of a copy of the module in float64."""
     return copy.deepcopy(module).double()(*(torch.from_numpy(map_).double() for map_ in maps)).numpy()
 
 
 def by_torch(module, *maps):
-    """What stays in torch, in float32."""
+    """The result of a module that stays in torch, in float32."""
     return module(*map(torch.from_numpy, maps)).numpy()
 
 
@@ -70,7 +70,7 @@ def assert_agrees(result, expected):
 
 
 def test_nin_block():
-    """Lin, Chen and Yan, 2013: a 5x5 convolution, then two 1x1 in one pass."""
+    """Lin, Chen and Yan, 2013: a 5x5 convolution, then a chain of two 1x1 layers."""
     spatial = nn.Sequential(nn.Conv2d(3, 96, 5, padding=2), nn.ReLU())
     mlp = nn.Sequential(nn.Conv2d(96, 96, 1), nn.ReLU(), nn.Conv2d(96, 96, 1), nn.ReLU())
     chain = PointwiseChain([PointwiseConv.from_torch(mlp[i], activation="relu") for i in (0, 2)])
@@ -132,7 +132,7 @@ class Bottleneck(nn.Module):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_resnet_bottleneck_pair(layout):
-    """The seam between two blocks in one pass: expand, add the shortcut, ReLU, keep, reduce."""
+    """The end of one block and the start of the next as a chain: expand, add the shortcut, ReLU (kept), reduce."""
     pair, x = settled(nn.Sequential(Bottleneck(), Bottleneck())), features(256, 56, 56)
     first, second = pair
     options = {"activation": "relu", "layout": layout}
@@ -163,7 +163,7 @@ class DenseLayer(nn.Module):
 
 
 def test_densenet_block():
-    """DenseNet-121's first block: six layers on a list that grows; norm and ReLU happen where x is read."""
+    """DenseNet-121's first block: six layers on a growing list of maps; norm and ReLU are input transforms."""
     block, x = settled(nn.Sequential(*(DenseLayer(64 + 32 * i) for i in range(6)))), features(64, 28, 28)
     maps = [x]
     for layer in block:
@@ -221,7 +221,7 @@ class Gated(nn.Module):
 
 
 def test_mobilenet_v3_gates():
-    """Gates of two images come from a chain on vectors, and are applied where the map is read."""
+    """A chain on vectors computes the gates of two images, which the next layer applies as its input scale."""
     block, x = settled(Gated()), np.concatenate([features(40, 28, 28, seed) for seed in (0, 1)])
     wide = by_torch(block.spatial, folded(block.expand, block.norms[0], activation="hardswish")(x))
     gates = PointwiseChain(
@@ -264,7 +264,7 @@ def test_vgg_tail_as_fcn_head():
 
 
 def test_fpn_laterals():
-    """Lin et al., 2016: 1x1 layers at every height of the pyramid; the map from above is their residual."""
+    """Lin et al., 2016: a 1x1 layer at every level of the pyramid; its residual is the upsampled coarser level."""
     laterals = [nn.Conv2d(channels, 64, 1) for channels in (64, 128, 256)]
     maps = [features(channels, size, size) for channels, size in ((64, 56), (128, 28), (256, 14))]
 
@@ -296,7 +296,7 @@ def test_unet_last_layer():
 
 
 def test_ssd_heads():
-    """Liu et al., 2015, with the 1x1 heads of its mobile form: a pyramid's classes and boxes, each in one array."""
+    """Liu et al., 2015, with the 1x1 heads of SSDLite: all levels write classes and boxes into one array each."""
     anchors, classes = 6, 21
     levels = [(96, 19), (128, 10), (64, 5)]
     boxes = sum(anchors * size * size for _, size in levels)
@@ -307,7 +307,7 @@ def test_ssd_heads():
         x, count = features(channels, size, size), anchors * size * size
         outs = tuple(
             target[:, done : done + count].reshape(1, size, size, -1) for target in (scores, places)
-        )  # views, in which a pixel's anchors lie side by side
+        )  # views in which the anchors of a pixel are adjacent
         PointwiseBranches([PointwiseConv.from_torch(head, out_layout="NHWC") for head in heads])(x, out=outs)
         for head, expected, values in zip(heads, (expected_scores, expected_places), (classes, 4), strict=True):
             expected.append(np.moveaxis(exact(head, x), 1, -1).reshape(1, count, values))
@@ -317,7 +317,7 @@ def test_ssd_heads():
 
 
 def test_fusion_of_colour_and_depth():
-    """Two encoders' maps and the raw depth in 16 bits, joined by a layer that reads the three."""
+    """A layer reads a list of three maps: those of two encoders, and the raw depth as uint16."""
     depth = data.coins()[:60, :80].astype(np.uint16)[np.newaxis, np.newaxis] * 257
     colour, shape = features(64, 60, 80, 0), features(32, 60, 80, 1)
     fuse = nn.Conv2d(97, 48, 1)
@@ -327,7 +327,7 @@ def test_fusion_of_colour_and_depth():
 
 
 def test_fusion_of_text_and_picture():
-    """A vector for each picture, seen at every pixel without being repeated."""
+    """A list with a vector for each image, which is broadcast over all pixels without a copy."""
     pictures = np.concatenate([features(64, 30, 40, seed) for seed in (0, 1)])
     text = np.random.default_rng(0).standard_normal((2, 128), np.float32)
     everywhere = np.broadcast_to(text[:, :, np.newaxis, np.newaxis], (2, 128, 30, 40))
@@ -338,7 +338,7 @@ def test_fusion_of_text_and_picture():
 
 
 def test_fusion_of_two_video_streams():
-    """Frames and motion of a short film: a pan over the photograph."""
+    """Frames and motion of a short video, a pan over the photograph, as a list of two maps."""
     film = np.stack([photograph(48, 48 + i)[0, :, :, i:] for i in range(5)], axis=1)[np.newaxis]
     motion = np.diff(film, axis=2, prepend=film[:, :, :1])
     encoders = nn.Conv3d(3, 32, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(3, 16, 3, padding=1)

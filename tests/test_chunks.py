@@ -41,7 +41,7 @@ def make_scene(bands, height, width):
 
 
 def chunked(scene, place, folder):
-    """A scene as a Dask array that reads chunks of it from memory or from disk."""
+    """A scene as a Dask array whose chunks are read from memory or from disk."""
     chunks = (len(scene), *CHUNK)
     if place == "zarr":
         zarr.create_array(folder / "scene.zarr", data=scene, chunks=chunks, compressors=None)
@@ -53,7 +53,7 @@ def chunked(scene, place, folder):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_layers_chains_and_classifiers_as_they_are(place, tmp_path):
+def test_dask_takes_layers_chains_and_classifiers(place, tmp_path):
     scene = make_scene(30, 200, 300)
     rng = np.random.default_rng(3)
     wide, narrow = (rng.standard_normal(shape, np.float32) for shape in ((40, 30), (5, 40)))
@@ -72,7 +72,7 @@ def test_layers_chains_and_classifiers_as_they_are(place, tmp_path):
 
 
 def test_xarray(tmp_path):
-    """xarray puts the axis that a function wants last, so the layout is channels last, whatever the scene's."""
+    """xarray moves a function's core axis to the end, so the layer is channels last for a scene of any layout."""
     scene = make_scene(12, 150, 170)
     cube = xarray.DataArray(chunked(scene, "zarr", tmp_path), dims=("band", "y", "x"), coords={"y": np.arange(150.0)})
     ground = classifier(12, "HWC")
@@ -94,8 +94,8 @@ def test_xarray(tmp_path):
     assert oracle.same_bits(shares.transpose("class", "y", "x").compute().values, classifier(12).predict_proba(scene))
 
 
-def test_what_travels_to_a_worker():
-    """The weights once, and no packed ones; and the same operation has the same name in Dask's graphs."""
+def test_a_pickle_for_a_worker_holds_the_weights_once():
+    """The pickle has no packed weights, and equal operations have the same name in Dask's graphs."""
     rng = np.random.default_rng(4)
     weights = [rng.standard_normal((300, 300), np.float32) for _ in range(2)]
     layers = [pwconv.PointwiseConv(weight) for weight in weights]
@@ -106,21 +106,21 @@ def test_what_travels_to_a_worker():
         assert dask.base.tokenize(method) == dask.base.tokenize(pickle.loads(pickle.dumps(method)))
 
 
-# A scene of 192 MiB where 96 are allowed ------------------------------------------------------------------------------
+# A scene of 192 MiB with a memory limit of 96 MiB ---------------------------------------------------------------------
 
 BANDS, HEIGHT, WIDTH = 48, 2048, 1024
 LIMIT = 96 << 20
 
 
 def forbid_more_than(limit):
-    """Let this process have so many bytes beyond what it has now (Linux)."""
+    """Limit this process to `limit` bytes of data beyond those that it has now (Linux)."""
     status = Path("/proc/self/status").read_text()
     now = int(re.search(r"VmData:\s+(\d+) kB", status)[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (now + limit, now + limit))
 
 
 def refuses(path):
-    """Is this scene too large to be had whole?"""
+    """Is the whole scene too large for the memory limit?"""
     try:
         zarr.open_array(path)[...]
     except MemoryError:
@@ -133,7 +133,7 @@ def labels_of(path):
 
 
 def classify_within_the_limit(path, result):
-    """Run in a process of its own: Dask's threads, few bytes, a progress bar."""
+    """Classify a scene under the memory limit with Dask's threads; runs in a process of its own."""
     threading.stack_size(1 << 20)  # the stacks of threads count as well
     labels_of(path)[:256, :256].compute()
     forbid_more_than(LIMIT)
@@ -144,7 +144,7 @@ def classify_within_the_limit(path, result):
 
 @pytest.fixture(scope="module")
 def big_scene(tmp_path_factory):
-    """A path to a scene on disk, and its labels when it is computed in one piece."""
+    """A path to a scene on disk, and the labels of the whole scene computed in one call."""
     path = tmp_path_factory.mktemp("scene") / "scene.zarr"
     scene = make_scene(BANDS, HEIGHT, WIDTH)
     assert scene.nbytes > LIMIT
@@ -167,7 +167,7 @@ def test_a_scene_bigger_than_memory_on_threads(big_scene, tmp_path):
 def test_a_scene_bigger_than_memory_on_a_cluster(big_scene, tmp_path):
     path, expected = big_scene
     with (
-        patch.dict(os.environ),  # workers find their settings there, and so would the processes of other tests
+        patch.dict(os.environ),  # restores the variables that the cluster sets for its workers
         dask.config.set({"temporary-directory": str(tmp_path)}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,

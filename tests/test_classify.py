@@ -195,7 +195,7 @@ def test_resized_into_out(backend):
 @needs_proc
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("size", ["None", "(500, 700)"])
-def test_the_logits_never_exist(layout, size):
+def test_logits_are_never_stored_as_a_whole(layout, size):
     """Logits of 230 MB, and of 210 MB when resized; class 64 has the largest."""
     call = (
         "pwconv.PixelClassifier(np.arange(150, dtype=np.float32)[:, None] % 65 * np.ones((1, 64), np.float32),"
@@ -328,7 +328,7 @@ def test_estimators_with_and_without_probabilities():
     assert set(labels.ravel()) == {"dark", "dim", "grey", "light"}
 
 
-def test_what_is_no_linear_estimator():
+def test_estimators_that_are_not_linear():
     picture, labels = segmented_picture(4)
     pixels, labels = picture.reshape(-1, 3), labels.ravel()
     with pytest.raises(TypeError, match=r"^estimator must be linear and fitted, got LogisticRegression without coef_$"):

@@ -1,4 +1,4 @@
-"""What convolutions cost, by hand."""
+"""Costs of convolutions (multiply-adds, parameters, bytes) against figures worked out by hand."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def test_a_convolution_by_hand():
 
 
 def test_what_a_reduction_saves():
-    """In front of a 5x5 convolution of Inception v1: a tenth of the work; and little is saved where little is spent."""
+    """A reduction leaves a tenth of the multiply-adds of an early 5x5 layer; the bytes of a late one are mostly weights."""
     direct = conv_cost(192, 32, 5, 28)
     reduced = conv_cost(192, 16, 1, 28) + conv_cost(16, 32, 5, 28)
     assert (reduced / direct).macs == pytest.approx((192 * 16 + 16 * 32 * 25) / (192 * 32 * 25))
     late = conv_cost(832, 128, 5, 7)
-    assert (late / conv_cost(192, 32, 5, 28)).macs > 1  # many channels, but
-    assert late.bytes > 0.9 * 4 * late.parameters  # almost all of its traffic is weights
+    assert (late / conv_cost(192, 32, 5, 28)).macs > 1  # more channels on fewer pixels
+    assert late.bytes > 0.9 * 4 * late.parameters  # almost all of its bytes are weights
 
 
 @pytest.mark.parametrize("backend", ["native", "numpy"])
 def test_chains_and_branches(backend):
-    """A chain does not move what lies between, and branches read their input once."""
+    """A chain moves no bytes of hidden maps, and branches read their input once."""
     first, second = conv(30, 10, bias=True, stride=2, backend=backend), conv(20, 30, backend=backend)
     pixels = 2 * 3 * 4
     cost = PointwiseChain([first, second]).cost((2, 10, 5, 8))

@@ -14,14 +14,14 @@ from pwconv import _engine as engine
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="CPUID and XCR0 are x86's")
 
 # Bits of CPUID leaf 1 ECX, leaf 7 EBX and XCR0 (Intel's manual, volumes 1 and 2A).
-FMA, OSXSAVE, AVX = 1 << 12, 1 << 27, 1 << 28
+FMA, OSXSAVE, AVX, F16C = 1 << 12, 1 << 27, 1 << 28, 1 << 29
 AVX2, AVX512F, AVX512DQ, AVX512BW, AVX512VL = 1 << 5, 1 << 16, 1 << 17, 1 << 30, 1 << 31
 AMX_BF16, AMX_TILE = 1 << 22, 1 << 24  # leaf 7 EDX
 AVX512_BF16 = 1 << 5  # leaf 7.1 EAX
 SSE_STATE, AVX_STATE, MASK_STATE, HIGH_STATE, MORE_STATE = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 TILE_SHAPES, TILES = 1 << 17, 1 << 18
 
-LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
+LEAF_1, LEAF_7 = FMA | OSXSAVE | AVX | F16C, AVX2 | AVX512F | AVX512DQ | AVX512BW | AVX512VL
 YMM = SSE_STATE | AVX_STATE
 ZMM = YMM | MASK_STATE | HIGH_STATE | MORE_STATE
 TMM = ZMM | TILE_SHAPES | TILES
@@ -29,7 +29,7 @@ EVERYTHING = (LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, TMM)
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 BASELINE, UP_TO_AVX2, UP_TO_AVX512, UP_TO_BF16, ALL = (LEVELS[:n] for n in range(1, 6))
-# Tiles are Linux's only: elsewhere nobody has asked how a process gets them.
+# AMX is used on Linux only, where a process has to ask for its register state.
 TILED = ALL if sys.platform == "linux" else UP_TO_BF16
 
 
@@ -40,7 +40,7 @@ TILED = ALL if sys.platform == "linux" else UP_TO_BF16
         (EVERYTHING, TILED),
         ((2**32 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 1, 2**64 - 1), TILED),
         ((0, 0, 0, 0, 0), BASELINE),
-        # What the CPU says, and the operating system does not save when it switches threads.
+        # Registers of the CPU that the operating system does not save at context switches.
         ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, ZMM), UP_TO_BF16),
         ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, ZMM | TILE_SHAPES), UP_TO_BF16),
         ((LEAF_1, LEAF_7, AMX_BF16 | AMX_TILE, AVX512_BF16, YMM), UP_TO_AVX2),
@@ -56,13 +56,13 @@ TILED = ALL if sys.platform == "linux" else UP_TO_BF16
         ((LEAF_1, LEAF_7, 0, AVX512_BF16, ZMM), UP_TO_BF16),
     ],
 )
-def test_what_a_machine_supports(facts, expected):
+def test_supported_by_cpu_and_operating_system(facts, expected):
     assert engine.isa_supported(facts) == expected
 
 
 @x86
 def test_every_bit_is_needed():
-    """Whatever one bit is missing, it does not stay with all instruction sets."""
+    """Each single bit that is cleared removes at least one instruction set."""
     for i, word in enumerate(EVERYTHING):
         for bit in (1 << n for n in range(64) if word >> n & 1):
             facts = [*EVERYTHING]
@@ -87,8 +87,8 @@ def test_this_machine():
     if sys.platform == "linux" and platform.machine() == "aarch64":
         hwcap2, bf16 = 26, 1 << 14  # Linux's auxvec.h and AArch64's hwcap.h
         with open("/proc/self/auxv", "rb") as auxv:
-            told = dict(struct.iter_unpack("=QQ", auxv.read()))
-        assert ("neon_bf16" in supported) == bool(told[hwcap2] & bf16)
+            entries = dict(struct.iter_unpack("=QQ", auxv.read()))
+        assert ("neon_bf16" in supported) == bool(entries[hwcap2] & bf16)
 
 
 PROGRAM = """
@@ -98,7 +98,7 @@ assert (pwconv.pointwise_conv(np.ones((1, 300, 9, 9), np.float32), np.ones((40, 
 """
 
 
-def test_the_best_is_used_unless_told_otherwise():
+def test_the_best_is_the_default():
     assert process.python(PROGRAM).strip() == engine.isa_supported()[-1]
 
 

@@ -221,7 +221,7 @@ def test_a_picture_that_is_not_there(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_picture_name_that_the_terminal_cannot_show(tmp_path):
+def test_picture_name_that_the_terminal_cannot_encode(tmp_path):
     Image.new("RGB", (6, 6)).save(tmp_path / "写真.png")
     result = run("demo", tmp_path / "写真.png", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")
@@ -265,7 +265,7 @@ def test_principal_components_are_those_of_scikit_learn():
     np.testing.assert_allclose(np.abs((directions * truth.components_).sum(axis=1)), 1, rtol=1e-5)
 
 
-def test_find_colours_stops_where_the_picture_has_no_more():
+def test_find_colours_stops_at_the_number_of_distinct_colours():
     rng = np.random.default_rng(4)
     colours = rng.random((5, 3), dtype=np.float32)
     found = demo.find_colours(rng.choice(colours, 300), 8, rng)

@@ -1,4 +1,4 @@
-"""Denormal numbers count as zero inside the kernels, and nobody outside notices how that is done.
+"""Denormal numbers count as zero inside the kernels, and the floating-point state outside of them does not change.
 
 The kernels flush: a denormal input is a zero of its sign, and so is a result that would be denormal. They switch this
 on for themselves, so the floating-point state of the caller and of every worker thread is afterwards what it was.
@@ -57,7 +57,7 @@ def arguments(layout, *, channels=300, outs=37, size=(9, 11), scale=1.0, seed=0)
 @pytest.mark.parametrize("name", arguments("NCHW"))
 @pytest.mark.parametrize("fused", [(), FUSED], ids=["plain", "fused"])
 def test_a_denormal_input_is_a_zero_of_its_sign(isa, layout, name, fused):
-    """Factors of 1e19 would make it seen, and nothing is added that could hide it."""
+    """Factors of 1e19 would make a denormal visible in the result, and nothing is added that could hide it."""
     given = {
         key: np.float32(1e19) * array for key, array in arguments(layout).items() if key not in FUSED - {name, *fused}
     }
@@ -72,7 +72,7 @@ def test_a_denormal_input_is_a_zero_of_its_sign(isa, layout, name, fused):
 
 
 def test_half_precision_denormals_are_float32_numbers(isa):
-    """Widening comes first: float16 goes down to 6e-8, far above what float32 calls denormal."""
+    """float16 is widened first: its denormals, down to 6e-8, are normal float32 numbers and not flushed."""
     x = np.arange(1, 1024, dtype=np.uint16).view(np.float16).reshape(1, 1, 1, -1)
     assert not (x >= np.finfo(np.float16).smallest_normal).any()
     expected = x.astype(np.float32)
@@ -87,7 +87,7 @@ def test_half_precision_denormals_are_float32_numbers(isa):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fused", [(), ("residual",)], ids=["plain", "residual"])
 def test_results_near_the_smallest_normal_number(isa, layout, activation, fused):
-    """Sums of either side of 2^-126 are within the bound of flushing, and none that comes out is denormal."""
+    """Sums around 2^-126 are within the bound for flushing to zero, and no result is denormal."""
     given = arguments(layout, channels=40, scale=2.0**-65)
     given["bias"][:] = 0
     given["residual"] *= np.float32(2.0**-126)
@@ -119,7 +119,7 @@ UPWARD, DIVIDED_BY_ZERO = {"x86_64": (0x800, 4), "aarch64": (0x400000, 2)}[platf
 
 @contextlib.contextmanager
 def changed(name):
-    """A caller's state: no exception seen yet, or rounding upward, one seen before, traps on invalid operations."""
+    """Set a caller's state: default, rounding upward, a division by zero flagged, or traps on invalid operations."""
     before = floats.environment()
     try:
         assert libm.feclearexcept(-1) == 0
@@ -143,14 +143,14 @@ STATES = ("usual", "rounds upward", "has divided by zero", "traps invalid operat
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", STATES)
 def test_the_callers_state(name, threads, precision):
-    """It changes no bit of a result, and no call changes it: not by inexact, invalid or denormal numbers either."""
+    """The caller's state changes no bit of a result, and no call changes it, even by invalid operations."""
     given = arguments("NCHW", size=(40, 40))
     given["x"][0, :5, 0, 0] = [np.inf, np.nan, 1e-40, 1e30, -np.inf]
     given["weight"][:2, 0] = [1e-40, np.inf]
     options = {"activation": "silu", "precision": precision}
 
     def results():
-        """A layer packs its weights by itself, a function may have them packed by its threads."""
+        """A layer packs its weights once in the caller; a function call may pack them on several threads."""
         per_call = {name: array for name, array in given.items() if name not in ("x", "weight", "bias")}
         layer = pwconv.PointwiseConv(given["weight"], given["bias"], **options)
         yield layer(given["x"], **per_call, num_threads=threads)
@@ -193,7 +193,7 @@ def openmp_library():
 
 
 def in_team(library, action):
-    """What `action()` returns in each thread of a team of two, by thread id."""
+    """The result of `action()` in each thread of a team of two, by thread id."""
     found = {}
     together = threading.Barrier(2, timeout=20)
 
@@ -208,14 +208,14 @@ def in_team(library, action):
 
 
 def workers_compute_as_usual_afterwards():
-    """The team's two threads are looked at through a parallel region of our own."""
+    """A parallel region of the test reads the state of the team's two threads after a call."""
     usual = control()
     assert (pwconv.pointwise_conv(*WORK, num_threads=2) == 256).all()
     assert set(in_team(openmp_library(), control).values()) == {usual}
 
 
 def workers_keep_their_state():
-    """Also one that is not usual."""
+    """Workers with another rounding mode have it again after a call."""
     pwconv.pointwise_conv(*WORK, num_threads=2)
     library, usual = openmp_library(), state()
     assert set(in_team(library, lambda: libm.fesetround(UPWARD)).values()) == {0}

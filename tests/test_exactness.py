@@ -1,4 +1,4 @@
-"""How far results may be from the exact sum, and that they are nearer to it than NumPy's."""
+"""Error bounds of results against the exact sum, and the comparison of their errors with those of NumPy's product."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def normal(rng, shape):
 
 
 def after_relu(rng, shape):
-    """Half zeros, the rest positive: sums that only grow."""
+    """Half zeros, the rest positive, so that sums of magnitudes do not cancel."""
     return np.maximum(rng.standard_normal(shape, np.float32), np.float32(0))
 
 
@@ -59,7 +59,7 @@ def test_error_bound(isa, channels, kind):
 
 @pytest.mark.parametrize("channels", [1, 40, 300])
 def test_error_bound_among_denormals(isa, channels):
-    """Products and sums around 2^-126, where flushing to zero is all the error there is."""
+    """Products and sums around 2^-126, where flushing to zero is the only error."""
     for seed in range(20):
         rng = np.random.default_rng([seed, channels])
         x = (2.0**-62 * rng.standard_normal((3, channels, 5, 7))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A process that computes on several threads may fork, at any moment, and nothing hangs.
+"""A process that computes on several threads may fork at any moment: parent and children go on computing.
 
 Each scene runs in a process of its own with a time limit: a child that waits for threads which it does not have would
 wait for ever.
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 START_METHODS = ("fork", "spawn", "forkserver")
 CHILDREN = 4
-PATIENCE = 40  # seconds that a scene may take, and a quarter of it a child; they need one or two
+PATIENCE = 40  # seconds that a scene may take, and four times as many as a child may; both need one or two
 
 rng = np.random.default_rng(0)
 WEIGHT, BIAS = rng.standard_normal((96, 64), np.float32), rng.standard_normal(96, np.float32)
@@ -32,7 +32,7 @@ X = rng.standard_normal((2, 64, 40, 40), np.float32)  # work enough for several 
 
 
 def compute(seed=0, layer=None):
-    """The bytes of a result by a layer, the same for every seed; by the function, too."""
+    """The bytes of a result, after checking that the layer and the function agree; the same for every seed."""
     layer = layer or pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
     result = layer(X, num_threads=2 + seed % 2).tobytes()
     assert pwconv.pointwise_conv(X, WEIGHT, BIAS, activation="relu", num_threads=2).tobytes() == result
@@ -40,7 +40,7 @@ def compute(seed=0, layer=None):
 
 
 def compute_everywhere(layer, expected):
-    """In the main thread, in two threads at once, with a layer of the parent and a new one, after an error."""
+    """Compute in the main thread and in two threads at once, with the parent's layer and a new one, after an error."""
     assert compute(layer=layer) == compute() == expected
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         assert set(pool.map(compute, range(8))) == {expected}
@@ -52,7 +52,7 @@ def compute_everywhere(layer, expected):
 
 @contextlib.contextmanager
 def busy(layer):
-    """Another thread computes all the time, on several threads."""
+    """Another thread calls the layer on several threads during the whole block."""
     stop = threading.Event()
 
     def work():
@@ -69,11 +69,11 @@ def busy(layer):
 
 
 def fork(body):
-    """The id of a child that runs `body()` and ends: well, or with what went wrong on its standard error."""
+    """The id of a child that runs `body()` and exits with 0, or prints the traceback of its error and exits with 1."""
     child = os.fork()
     if child:
         return child
-    signal.alarm(PATIENCE // 4)  # the child of a killed parent must not wait for ever
+    signal.alarm(PATIENCE // 4)  # a child must not wait for ever if its parent is killed
     code = 1
     try:
         body()
@@ -87,7 +87,7 @@ def wait_for(child):
 
 
 def fork_while(computing):
-    """Children, one of them with a child of its own, compute what the parent does; the parent goes on, too."""
+    """Children, and a child of one child, compute the parent's result; the parent can still compute afterwards."""
     layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
     expected = compute(layer=layer)
     with busy(layer) if computing else contextlib.nullcontext():
@@ -104,7 +104,7 @@ def test_children_compute(computing):
 
 
 def fork_while_all_threads_are_taken():
-    """Who was busy in the parent is not there in the child, where as many threads are free as ever."""
+    """A child can use all threads, although the parent's were taken by other callers at the time of the fork."""
     layer = pwconv.PointwiseConv(np.ones((256, 256), np.float32))
     x = np.ones((4, 256, 56, 56), np.float32)
     stop = threading.Event()
@@ -115,7 +115,7 @@ def fork_while_all_threads_are_taken():
 
     def body():
         assert process.threads_at_once(lambda: layer(x, num_threads=3)) >= 2
-        assert len(process.tasks()) < 10  # and none of them stays
+        assert len(process.tasks()) < 10  # no thread is left over
 
     workers = [threading.Thread(target=work) for _ in range(3)]
     for worker in workers:
@@ -135,7 +135,7 @@ def test_children_get_their_threads_back():
 
 
 def fork_after_another_library_used_openmp():
-    """The parent's team belongs to somebody else, who uses the same OpenMP library."""
+    """The parent's OpenMP threads were started by another library that uses the same OpenMP runtime."""
     with open("/proc/self/maps") as maps:
         (path,) = {line.split()[-1] for line in maps if any(name in line for name in ("libgomp", "libomp", "libiomp"))}
     body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
@@ -155,7 +155,7 @@ def test_children_of_a_process_where_another_library_used_openmp():
 
 
 def pools_of(method):
-    """A pool of multiprocessing and one of concurrent.futures; the layer travels to them as a pickle."""
+    """Pools of multiprocessing and concurrent.futures, which receive the layer as a pickle."""
     layer = pwconv.PointwiseConv(WEIGHT, BIAS, activation="relu")
     expected = compute(layer=layer)
     context = multiprocessing.get_context(method)

@@ -1,4 +1,4 @@
-"""Whoever asks `help()` sees what a name takes and gives, and an example that works as it stands."""
+"""`help()` shows shapes, and an example that runs, for every public name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import pwconv
 
 NAMES = [name for name in pwconv.__all__ if callable(getattr(pwconv, name))]
-# These take no arrays of their own.
+# Names whose arguments are not arrays, so that their docstrings need no shapes.
 SHAPELESS = {"Cost", "config", "conv_cost", "get_num_threads", "set_num_threads", "show_config", "verify"}
 
 
@@ -30,16 +30,16 @@ def test_the_example_runs(name):
     text = inspect.getdoc(getattr(pwconv, name))
     assert re.search(r"^Examples\n--------\n>>> ", text, re.MULTILINE)
     example = doctest.DocTestParser().get_doctest(text, {"np": np, "pwconv": pwconv}, name, None, None)
-    assert len(example.examples) <= 2  # lines to take in at a glance
+    assert len(example.examples) <= 2  # an example is short
     assert doctest.DocTestRunner().run(example).failed == 0  # the differences are in the captured output
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - SHAPELESS))
-def test_shapes_are_told(name):
+def test_docstrings_give_shapes(name):
     assert re.search(r"\bshapes?\b", inspect.getdoc(getattr(pwconv, name)))
 
 
-def test_every_public_method_is_explained():
+def test_every_public_method_has_a_docstring():
     for name in NAMES:
         for attribute, member in inspect.getmembers(getattr(pwconv, name)):
             if not attribute.startswith("_") and callable(member):

@@ -71,7 +71,7 @@ WRONG = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the fuzzer forks")
 @pytest.mark.parametrize("name", WRONG)
-def test_the_fuzzer_sees(monkeypatch, capfd, name):
+def test_the_fuzzer_reports(monkeypatch, capfd, name):
     case = fuzz.Case(lambda: WRONG[name](), {})
     monkeypatch.setattr(fuzz.Scene, "case", lambda scene: case)
     assert not fuzz.survives(range(1))
@@ -80,7 +80,7 @@ def test_the_fuzzer_sees(monkeypatch, capfd, name):
     capfd.readouterr()
 
 
-# What it found --------------------------------------------------------------------------------------------------------
+# Regressions that the fuzzer found ------------------------------------------------------------------------------------
 
 
 def call_without_axes():
@@ -90,12 +90,12 @@ def call_without_axes():
                 pwconv.pointwise_conv(x, np.ones((3, 1), np.float32), layout=layout)
 
 
-def test_no_axes_at_all():
+def test_maps_and_weights_without_axes():
     process.run(call_without_axes)
 
 
 class Pretender:
-    """Says that it holds bfloat16, and views as something else."""
+    """An object whose dtype is named bfloat16, but whose `view` returns another dtype."""
 
     def __init__(self, view):
         self.dtype = fuzz.Strange(name="bfloat16")
@@ -103,14 +103,14 @@ class Pretender:
 
 
 def pretend_to_hold_bfloat16():
-    """Bytes right before a fence, which two bytes for each of them would step over."""
+    """Single bytes right before a fence: reading two bytes per element would cross the fence."""
     x, _ = fences.place(random.Random(0), np.ones((1, fences.PAGE, 1, 1), np.uint8), views=False)
     with pytest.raises(TypeError):
         pwconv.pointwise_conv(Pretender(x), np.ones((3, fences.PAGE), np.float32))
 
 
 @process.needs_linux
-def test_what_only_pretends_to_hold_bfloat16():
+def test_objects_that_pretend_to_hold_bfloat16():
     process.run(pretend_to_hold_bfloat16)
 
 
@@ -127,7 +127,7 @@ def test_a_number_beyond_all_addresses_in_an_array_interface():
 
 
 def test_integers_of_numpy_and_beyond_all_types():
-    """NumPy's small integers must not be counted with, and what no machine holds has a name."""
+    """Arithmetic with NumPy's narrow integers must not overflow, and numbers beyond any type raise with a name."""
     assert pwconv.conv_cost(40, 50, 3, 100, groups=np.int8(1)) == pwconv.conv_cost(40, 50, 3, 100)
     layer, ones = pwconv.PointwiseConv(WEIGHT), np.ones(5, np.float32)
     for name in ("gamma", "beta", "mean", "var"):
@@ -139,8 +139,8 @@ def test_integers_of_numpy_and_beyond_all_types():
 
 
 @pytest.mark.parametrize("stride", [2**62, -(2**62), 2**63 - 1, -(2**63)])
-def test_strides_that_nobody_follows(monkeypatch, stride):
-    """An axis of length 1 may have any stride; neither it nor a step on that axis leads anywhere."""
+def test_any_stride_on_an_axis_of_length_1(monkeypatch, stride):
+    """The stride of an axis of length 1, and the layer's stride on it, are never used in an address."""
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
     x = as_strided(ONES, (1, 4, 3, 1), (stride, 36, 12, stride))
@@ -171,7 +171,7 @@ def load_damaged(name):
     data, expected = pickle.dumps(whole), compute(whole)
 
     def load(damaged):
-        with process.room_for(1 << 28):  # a damaged index makes pickle itself ask for gigabytes
+        with process.room_for(1 << 28):  # a damaged index makes pickle itself allocate gigabytes
             return pickle.loads(damaged)
 
     harmless = 0
@@ -183,11 +183,11 @@ def load_damaged(name):
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_damaged_pickles(name):
-    """Every byte in turn is damaged: that raises, or does no harm. For layers see test_layer.py."""
+    """A pickle with one damaged byte raises, or gives a usable object. For layers see test_layer.py."""
     process.run(load_damaged, name)
 
 
-# What belongs to the caller -------------------------------------------------------------------------------------------
+# Errors of the caller's objects ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "input_scale", "output_scale", "residual", "out"])

@@ -1,4 +1,4 @@
-"""What the import brings along, and the interpreters of a process that must do without it."""
+"""Modules that `import pwconv` loads, and the import in sub-interpreters, where the engine cannot be used."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def test_what_no_call_needs_is_not_imported():
-    """Neither the commands nor what only they, the configuration or an explanation need."""
+def test_modules_that_no_call_needs_are_not_imported():
+    """The import loads no commands, and no module that only commands, `config()` or error messages need."""
     added = set(json.loads(python(IMPORT)))
     assert "pwconv._engine" in added
     assert not added & {"pwconv.__main__", "pwconv.commands"}
@@ -37,11 +37,11 @@ engine_alone = f'''
 from importlib.util import module_from_spec, spec_from_file_location
 outcome = module_from_spec(spec_from_file_location({engine.__name__!r}, {engine.__file__!r}))
 '''
-for attempt in (package, engine_alone) * 2:
+for code in (package, engine_alone) * 2:
     another = interpreters.create()
     interpreters.run_string(another, f'''
 try:
-    exec({attempt!r})
+    exec({code!r})
 except ImportError as error:
     outcome = "ImportError: " + str(error).strip().splitlines()[-1]
 print(outcome, flush=True)
@@ -53,7 +53,7 @@ print(pwconv.pointwise_conv(numpy.ones((1, 64, 9, 9), "f"), numpy.ones((64, 64),
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="other Pythons have no sub-interpreters")
 def test_the_engine_serves_one_interpreter():
-    """In another, NumPy refuses its import, or an old NumPy that does not computes; the first computes on."""
+    """In a second interpreter NumPy or the engine refuses its import, or the NumPy backend computes."""
     *outcomes, total = python(INTERPRETERS).splitlines()
     assert total == str(64.0 * 64 * 81)
     packages, engines = outcomes[::2], outcomes[1::2]

@@ -35,7 +35,7 @@ SOURCES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imported(statement):
-    """The modules that an import statement names, and the subpackages that are imported with them."""
+    """The modules that an import statement names, and the packages that contain them."""
     if isinstance(statement, ast.Import):
         return {alias.name for alias in statement.names}
     assert statement.level == 0, "imports are absolute"
@@ -45,7 +45,7 @@ def imported(statement):
 
 
 def imports_of(path):
-    """The imports of a module, and those of them that stand inside a function."""
+    """All imports of a module, and those of them inside a function."""
     tree = ast.parse(path.read_text())
     statements = (ast.Import, ast.ImportFrom)
     every = [node for node in ast.walk(tree) if isinstance(node, statements)]
@@ -54,12 +54,12 @@ def imports_of(path):
     return set().union(*map(imported, every)), set().union(*map(imported, inside))
 
 
-# A module of a subpackage may name its sisters: the subpackage is being imported already.
+# A module may import others of its own subpackage, whose import is already under way then.
 GRAPH = {name: imports_of(path)[0] - {name, name.rpartition(".")[0]} for name, path in SOURCES.items()}
 
 
 def reached_from(name):
-    """All modules of the package that importing one brings along, by however many steps."""
+    """All modules of the package that a module imports, directly or indirectly."""
     reached, waiting = set(), [name]
     while waiting:
         new = {module for module in GRAPH.get(waiting.pop(), ()) if module in GRAPH} - reached

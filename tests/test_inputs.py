@@ -108,7 +108,7 @@ def test_views_of_narrow_maps(dtype, view):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_twin_widens(dtype):
+def test_reference_widens_narrow_numbers(dtype):
     fixed, _, shape = random_call(7, 20, "NHWC")
     x = numbers(8, shape(20), dtype)
     truth = oracle.pointwise(x.astype(np.float32), **fixed)
@@ -185,7 +185,7 @@ def test_two_video_streams(layout):
     assert oracle.same_bits(layer([rgb, flow]), layer(np.concatenate([rgb, flow], axis=layout.index("C"))))
 
 
-def test_the_twin_of_a_list():
+def test_reference_of_a_list():
     rng = np.random.default_rng(17)
     parts = [rng.standard_normal((2, c, 4, 5), np.float32) for c in (3, 9)] + [np.ones((2, 1, 4, 5), np.uint8)]
     weight = rng.standard_normal((6, 13), np.float32)

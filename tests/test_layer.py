@@ -72,15 +72,15 @@ def test_weight_keeps_its_shape(backend, weight_layout, shape):
 
 
 def test_signatures_agree():
-    """The layer and NumPy's twin take the arguments of the function: same names, order, kinds and defaults."""
+    """The layer and the NumPy reference take the arguments of the function: same names, order, kinds and defaults."""
     function = dict(inspect.signature(pwconv.pointwise_conv).parameters)
-    twin = dict(inspect.signature(pwconv.reference.pointwise_conv).parameters)
-    assert list(twin) == [*function, "dtype"]
+    reference = dict(inspect.signature(pwconv.reference.pointwise_conv).parameters)
+    assert list(reference) == [*function, "dtype"]
     constructor = dict(inspect.signature(pwconv.PointwiseConv).parameters)
     call = dict(inspect.signature(pwconv.reference.call_layer).parameters)
     own = ("input_scale", "input_shift", "output_scale")  # which both take
     assert list(call) == ["layer", *(name for name in function if name not in constructor or name in own), "dtype"]
-    for parameters in (twin, constructor, call):
+    for parameters in (reference, constructor, call):
         for name in function.keys() & parameters.keys() - {"backend"}:
             assert parameters[name].default == function[name].default
             assert parameters[name].kind == function[name].kind
@@ -277,7 +277,7 @@ def test_one_layer_in_many_threads(backend):
     assert all(oracle.same_bits(result, want) for result, want in zip(results, expected * 20, strict=True))
 
 
-# NumPy's twin and the comparison --------------------------------------------------------------------------------------
+# The NumPy reference and the comparison -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
@@ -293,7 +293,7 @@ def test_reference_in_both_dtypes(activation):
 
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name is not None], ids=str)
-def test_reference_at_the_ends(activation):
+def test_reference_at_large_arguments_infinities_and_nan(activation):
     """Far out, at infinities and at NaN, whatever NumPy is told to do about overflow."""
     v = np.array([0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
     weight = np.ones((1, 1), np.float32)
@@ -336,7 +336,7 @@ def test_verify_the_function_with_out_as_residual():
 
 
 def test_verify_finds_an_error(monkeypatch):
-    """A twin that is wrong in one element, or loses a NaN, is found out."""
+    """A reference that is wrong in one element, or loses a NaN, is found out."""
     layer, x = pwconv.PointwiseConv(normal(1, 4, 3)), normal(2, 1, 3, 5, 5)
     right = pwconv.reference.call_layer
 
@@ -375,7 +375,7 @@ def test_verify_an_empty_result(backend):
     assert repr(report).startswith("Report(largest error 0 in an empty result")
 
 
-def test_verify_reads_as_one_line():
+def test_repr_of_verify_is_one_line():
     report = pwconv.verify(pwconv.PointwiseConv(normal(1, 4, 3)), normal(2, 1, 3, 5, 5))
     assert f"at {report.where}" in repr(report)
     assert f"{report.max_error:.3g}" in repr(report)
@@ -383,7 +383,7 @@ def test_verify_reads_as_one_line():
     assert "\n" not in repr(report)
 
 
-def test_verify_takes_nothing_else():
+def test_verify_raises_for_other_objects():
     with pytest.raises(
         TypeError, match=r"^verify takes a layer, layers, a classifier or a function, got builtin_function"
     ):

@@ -1,4 +1,4 @@
-"""Memory: nothing outside of any array is touched, nothing leaks or piles up, and running out of it is survived."""
+"""Memory: no access outside of any array, no leaks, bounded caches, and a MemoryError that leaves everything usable."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def normal(seed, *shape):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", engine.isa_supported())
-def test_nothing_outside_of_the_arrays_is_touched(isa, threads):
+def test_no_access_outside_of_the_arrays(isa, threads):
     process.run(fences.compute_between_fences, isa, threads, range(200), timeout=120)
 
 
 @pytest.mark.parametrize("where", ["before", "after", "inside"])
-def test_fences_hold(where):
+def test_an_access_beyond_a_fence_crashes(where):
     with pytest.raises(AssertionError, match="Segmentation fault"):
         process.run(fences.step_over, where)
 
@@ -47,7 +47,7 @@ def test_fences_hold(where):
 
 
 def growth(repeat, count):
-    """Bytes and Python objects that `count` calls leave behind, after as many that may fill caches."""
+    """Bytes and Python objects by which `count` calls grow the process, after as many calls that may fill caches."""
     for turn in range(2):
         gc.collect()
         before, objects = process.bytes_of("resident"), sys.getallocatedblocks()
@@ -58,7 +58,7 @@ def growth(repeat, count):
 
 
 def good_calls():
-    """With new arrays each time, so that a reference that is kept keeps memory."""
+    """Calls on the fast path, with new arrays each time, so that a reference that is not released keeps memory."""
     layer = pwconv.PointwiseConv(normal(0, 7, 5), normal(1, 7), activation="relu")
     x, given = normal(2, 1, 5, 3, 3), {"output_scale": normal(3, 7), "residual": normal(4, 1, 7, 3, 3)}
     chain = pwconv.PointwiseChain([layer, pwconv.PointwiseConv(normal(5, 2, 7))])
@@ -74,8 +74,8 @@ def good_calls():
     return calls
 
 
-def calls_that_need_help():
-    """Not plainly good: pwconv.arguments turns them into what is."""
+def calls_that_need_checking():
+    """Calls off the fast path: pwconv.arguments has to convert their arguments."""
     weight, scale = normal(0, 7, 5), normal(1, 10)[::2]
     x, swapped = normal(2, 1, 5, 3, 3), memoryview(normal(3, 1, 5, 3, 3))
 
@@ -118,7 +118,7 @@ def new_layers():
 
 
 def new_shapes():
-    """Sizes, strides and options that were never seen before."""
+    """Calls with new sizes, strides and options each time, so that caches of plans must be bounded."""
     layers = [pwconv.PointwiseConv(normal(0, 7, 2), layout=layout) for layout in ("channels_first", "channels_last")]
     weight = normal(1, 3, 2)
     flat = normal(2, 4000)
@@ -135,7 +135,7 @@ def new_shapes():
     return calls
 
 
-SCENES = {good_calls: 20_000, calls_that_need_help: 5_000, errors: 10_000, new_layers: 5_000, new_shapes: 5_000}
+SCENES = {good_calls: 20_000, calls_that_need_checking: 5_000, errors: 10_000, new_layers: 5_000, new_shapes: 5_000}
 
 
 def repeat(name):
@@ -148,13 +148,13 @@ def repeat(name):
 
 @pytest.mark.measures
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_nothing_leaks_or_piles_up(scene):
+def test_memory_does_not_grow_with_calls(scene):
     """More than 10^5 calls in all."""
     process.run(repeat, scene.__name__)
 
 
 @pytest.mark.measures
-def test_scratch_memory_of_large_calls_is_given_back():
+def test_scratch_memory_of_large_calls_is_freed():
     process.run(compute_once_with_large_scratch_memory)
 
 
@@ -171,7 +171,7 @@ def compute_once_with_large_scratch_memory():
 
 
 def run_out_of_memory():
-    """Every place where memory is asked for fails in turn, as the room grows from nothing to enough."""
+    """Each allocation fails in turn, as the limit on memory grows from nothing to enough."""
     x, weight, bias = normal(0, 1, 1500, 40, 40), normal(1, 1500, 1500), normal(2, 1500)
     expected = pwconv.pointwise_conv(x, weight, bias, num_threads=1)
     whole = pwconv.PointwiseConv(weight, bias)
@@ -217,13 +217,13 @@ def run_out_of_memory():
     assert oracle.same_bits(start["layer"](x), expected)
 
 
-def test_running_out_of_memory_changes_nothing():
-    # Blocks that are freed go back to the system at once, so that they have to be asked for again.
+def test_out_of_memory_leaves_everything_unchanged():
+    # With this setting, malloc returns freed blocks to the system at once, so each call has to allocate anew.
     process.run(run_out_of_memory, MALLOC_MMAP_THRESHOLD_="65536")
 
 
 def start_teams_without_room(before, in_a_child):
-    """A thread's stack takes megabytes of addresses. The calls `before` may start some."""
+    """Computes where no memory is left for the stacks of more threads. The calls `before` may have started some."""
     x, weight = normal(0, 1, 256, 112, 56), normal(1, 256, 256)
     layer = pwconv.PointwiseConv(weight)
     expected = layer(x, num_threads=1)
@@ -241,7 +241,7 @@ def start_teams_without_room(before, in_a_child):
 
 @pytest.mark.parametrize("in_a_child", [False, True], ids=["", "in a child"])
 @pytest.mark.parametrize("before", [(), (2,)], ids=str)
-def test_threads_that_cannot_be_started_are_done_without(before, in_a_child):
+def test_calls_compute_without_threads_that_cannot_be_started(before, in_a_child):
     process.run(start_teams_without_room, before, in_a_child)
 
 
@@ -255,7 +255,7 @@ def one_output(channels, input_activation=None):
     return pwconv.pointwise_conv(array, array, layout="NC", input_activation=input_activation)
 
 
-# What wraps around somewhere if sizes in bytes are multiplied without care. Each would take more than 2^40 bytes.
+# Sizes in bytes that overflow if they are multiplied without a check. Each call would take more than 2^40 bytes.
 TOO_LARGE = {
     "result": lambda: pwconv.pointwise_conv(zeros(1, 1, 2**30, 2**30), zeros(8, 1)),
     "result of many images": lambda: pwconv.pointwise_conv(zeros(2**60, 1), zeros(4, 1), layout="NC"),
@@ -301,7 +301,7 @@ def interrupt_again_and_again():
             delay = 0.0005 + 0.0001 * (interrupts % 37)
             signal.setitimer(signal.ITIMER_REAL, delay)
             late = time.monotonic() + delay + 0.02
-            while time.monotonic() < late:  # one that comes while another exception is being made up is lost
+            while time.monotonic() < late:  # an interrupt during the construction of another exception is lost
                 layer(x)
                 pwconv.pointwise_conv(x, weight, input_scale=np.ones(200, np.float32)[::2])
                 layer = pwconv.PointwiseConv(weight)
@@ -312,10 +312,10 @@ def interrupt_again_and_again():
         assert oracle.same_bits(layer(x), expected)
         assert oracle.same_bits(pwconv.pointwise_conv(x, weight), expected)
     assert interrupts > 20
-    # Nobody counts as busy who is not.
+    # No interrupted call still counts as running, so a call gets all its threads.
     assert process.threads_that_compute(lambda: layer(x, num_threads=2)) == 1 + engine.openmp()["enabled"]
 
 
 @pytest.mark.thread_unsafe(reason="its processes compete for time in which to be interrupted")
-def test_an_interrupted_caller_finds_all_in_order():
+def test_calls_work_after_an_interrupt():
     process.run(interrupt_again_and_again)

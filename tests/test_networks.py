@@ -129,7 +129,7 @@ def nodes(request) -> list[Node]:
     return [node_of(node) for node in convolutions]
 
 
-def test_there_are_more_than_200():
+def test_there_are_more_than_200_pointwise_nodes():
     counts = {network: len(pointwise_nodes(load(network))) for network in NETWORKS}
     assert sum(counts.values()) > 200
     grouped = [node for node in pointwise_nodes(load("shufflenet")) if attributes(node).get("group", 1) == 4]
@@ -151,7 +151,7 @@ def test_channels_last(nodes):
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["outputs", "inputs"])
-def test_mixed_up_channels_are_seen_everywhere(nodes, axis):
+def test_reversed_channels_fail_at_every_node(nodes, axis):
     """What the tests above would say of kernels whose channels are in reversed order: no node passes."""
     for node in nodes:
         layer = pwconv.PointwiseConv(np.flip(node.weight, axis), node.bias, **node.options)

@@ -1,4 +1,4 @@
-"""``precision="high"`` and ``"medium"``: how exact sums of bfloat16 are, and what must not change their bits."""
+"""``precision="high"`` and ``"medium"``: error bounds of sums of bfloat16 products, and the same-bits rule for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pwconv
 
 PRECISIONS = ("high", "medium")
 OUTS, PIXELS = 40, 35
-# What one bfloat16, or two, cannot stand for, and NaN: see the comment at the top of pieces.h.
+# The special values of each precision, which have no bf16 split (see split.h), and NaN, which has one.
 LONGEST_NAN = np.uint32(0xFFFFFFFF).view(np.float32)
-NO_PIECES = {
+SPECIAL_VALUES = {
     "medium": (np.inf, -np.inf, np.nan, LONGEST_NAN, 3.4e38),
     "high": (np.inf, -np.inf, np.nan, LONGEST_NAN, -3.4e38, 1e-37, -3e-33),
 }
@@ -27,22 +27,22 @@ def drawn(shape, seed=0):
 
 
 def in_both_layouts(x, weight, **options):
-    """The results of pixels x channels as a channels-last and as a channels-first map."""
+    """The results for an array of pixels x channels, computed as a channels-last and as a channels-first map."""
     last = pwconv.pointwise_conv(x, weight, layout="NC", **options)
     first = pwconv.pointwise_conv(np.ascontiguousarray(x.T)[np.newaxis], weight, layout="NCL", **options)[0].T
     return last, first
 
 
-def has_unit(engine, precision):
+def multiplies_bf16(engine, precision):
     return engine.isa_kernel_sets(engine.isa_active())[precision] not in ("baseline", "avx2", "avx512", "neon")
 
 
 def check_bound(precision, x, weight):
-    """|error| <= pieces_bound() sum |w| |x| + 2^-126 sum(|w| + |x| + 6)."""
+    """|error| <= split_bound() sum |w| |x| + 2^-126 sum(|w| + |x| + 6)."""
     channels = x.shape[1]
     exact = x.astype(np.float64) @ weight.astype(np.float64).T
     size, magnitude = np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64)
-    bound = oracle.pieces_bound(precision, channels) * (size @ magnitude.T)
+    bound = oracle.split_bound(precision, channels) * (size @ magnitude.T)
     bound += oracle.TINY * (size.sum(1)[:, np.newaxis] + magnitude.sum(1) + 6 * channels)
     for result in in_both_layouts(x, weight, precision=precision):
         truth = oracle.Truth(exact, bound)
@@ -52,7 +52,7 @@ def check_bound(precision, x, weight):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_error_bound(unit_isa, precision, channels, kind):
+def test_error_bound(bf16_isa, precision, channels, kind):
     for seed in range(2):
         rng = np.random.default_rng([seed, channels])
         check_bound(precision, kind(rng, (PIXELS, channels)), normal(rng, (OUTS, channels)))
@@ -60,15 +60,15 @@ def test_error_bound(unit_isa, precision, channels, kind):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
-def test_error_bound_at_any_scale(unit_isa, precision, scale):
+def test_error_bound_at_any_scale(bf16_isa, precision, scale):
     x, weight = drawn((PIXELS, 300)) * np.float32(scale), drawn((OUTS, 300), 1)
     check_bound(precision, x, weight)
     check_bound(precision, weight[:PIXELS], drawn((OUTS, 300), 2) * np.float32(scale))
 
 
 @pytest.mark.parametrize("channels", [32, 33, 64, 100, 257, 1024])
-def test_sums_of_rounded_numbers(engine, unit_isa, channels):
-    """Only sums are rounded otherwise: the products are those of bfloat16, which shows that a unit computed them."""
+def test_sums_of_rounded_numbers(engine, bf16_isa, channels):
+    """The result is the sum of the bf16 terms' products up to rounding, so a bfloat16 kernel set computed it."""
     x, weight = drawn((PIXELS, channels)), drawn((OUTS, channels), 1)
     first, first_weight = (oracle.bfloat16(values).astype(np.float64) for values in (x, weight))
     second, second_weight = (
@@ -78,7 +78,7 @@ def test_sums_of_rounded_numbers(engine, unit_isa, channels):
     sums["high"] = sums["medium"] + first @ second_weight.T + second @ first_weight.T
     size = np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T
     for precision, products in (("high", 3), ("medium", 1)):
-        if not has_unit(engine, precision):
+        if not multiplies_bf16(engine, precision):
             continue
         for result in in_both_layouts(x, weight, precision=precision):
             truth = oracle.Truth(sums[precision], (products + 1) * channels * oracle.UNIT * size)
@@ -100,7 +100,7 @@ def relaid(array, layout):
 
 
 def computed(x, weight, layout="NCHW", **options):
-    """In channels-first order, whatever the layout."""
+    """The result in channels-first order for any layout."""
     residual = options.pop("residual", None)
     y = pwconv.pointwise_conv(
         relaid(x, layout), weight, layout=layout, residual=None if residual is None else relaid(residual, layout),
@@ -111,8 +111,8 @@ def computed(x, weight, layout="NCHW", **options):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("channels", "outs", "size", "groups"), CASES)
-def test_same_bits(unit_isa, precision, channels, outs, size, groups):
-    """Threads, layout, batch, place, group, function or layer: within a precision no bit changes."""
+def test_same_bits(bf16_isa, precision, channels, outs, size, groups):
+    """Within a precision no bit depends on threads, layout, batch, crop, stride, group, function or layer."""
     x, weight, bias = drawn((3, channels, *size)), drawn((outs, channels // groups), 1), drawn(outs, 2)
     options = {"bias": bias, "groups": groups, "precision": precision, "activation": "silu"}
     expected = computed(x, weight, num_threads=1, **options)
@@ -138,8 +138,8 @@ def test_same_bits(unit_isa, precision, channels, outs, size, groups):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_happens_before_and_after_the_sum(unit_isa, precision):
-    """Scales, shifts and activations are applied as they are by themselves."""
+def test_input_transforms_and_epilogue(bf16_isa, precision):
+    """Fused scales, shifts, residuals and activations give the bits of the same operations applied separately."""
     x, weight = drawn((2, 64, 9, 8)), drawn((40, 64), 1)
     options = {"precision": precision}
     gate, shift = np.abs(drawn((2, 64), 2)), drawn(64, 3)
@@ -158,8 +158,8 @@ def test_what_happens_before_and_after_the_sum(unit_isa, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16])
-def test_narrow_numbers(unit_isa, precision, kind):
-    """They give the bits of the same numbers in float32, whether one bfloat16 can stand for them or not."""
+def test_narrow_numbers(bf16_isa, precision, kind):
+    """Narrow dtypes give the bits of the same numbers in float32, also where a value has no bf16 split."""
     shape, weight, gate, options = (2, 100, 9, 8), drawn((40, 100), 1), drawn(100, 2), {"precision": precision}
     if np.issubdtype(kind, np.integer):
         bounds = np.iinfo(kind)
@@ -182,31 +182,31 @@ def test_narrow_numbers(unit_isa, precision, kind):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(("channels", "outs", "size", "groups"), CASES)
-def test_what_has_no_pieces(unit_isa, precision, layout, channels, outs, size, groups):
-    """Its pixel, or its out channel, gets the bits of "highest"; no other bit changes."""
+def test_values_without_a_bf16_split(bf16_isa, precision, layout, channels, outs, size, groups):
+    """Pixels and out channels with a special value get the bits of "highest"; no other bit changes."""
     rng = np.random.default_rng(7)
     x, weight, bias = drawn((2, channels, *size)), drawn((outs, channels // groups), 1), drawn(outs, 2)
     residual = drawn((2, outs, *size), 3)
     clean, clean_weight = x.copy(), weight.copy()
     pixel, out = np.zeros((2, groups, *size), bool), np.zeros(outs, bool)
-    for value in NO_PIECES[precision]:
+    for value in SPECIAL_VALUES[precision]:
         image, channel, row, column = (rng.integers(n) for n in x.shape)
         x[image, channel, row, column] = value
         pixel[image, channel // (channels // groups), row, column] = True
         row, column = (rng.integers(n) for n in weight.shape)
         weight[row, column] = value
         out[row] = True
-    odd = np.repeat(pixel, outs // groups, axis=1) | out[:, np.newaxis, np.newaxis]
+    special = np.repeat(pixel, outs // groups, axis=1) | out[:, np.newaxis, np.newaxis]
     for options in ({}, {"activation": "relu"}, {"activation": "gelu", "residual": residual}):
         options = options | {"bias": bias, "groups": groups, "num_threads": 2}
         highest, result = (computed(x, weight, layout, precision=name, **options) for name in ("highest", precision))
         without = computed(clean, clean_weight, layout, precision=precision, **options)
-        assert oracle.same_bits(result[odd], highest[odd])
-        assert oracle.same_bits(result[~odd], without[~odd])
+        assert oracle.same_bits(result[special], highest[special])
+        assert oracle.same_bits(result[~special], without[~special])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_residual_may_be_the_result_where_a_pixel_has_no_pieces(unit_isa, precision):
+def test_residual_as_out_with_a_special_value(bf16_isa, precision):
     x, weight = drawn((1, 64, 7, 7)), drawn((40, 64), 1)
     x[0, 3, 2, 1] = np.inf
     residual = drawn((1, 40, 7, 7), 2)
@@ -216,23 +216,23 @@ def test_the_residual_may_be_the_result_where_a_pixel_has_no_pieces(unit_isa, pr
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_unit_is_chosen_by_channels_only(engine, unit_isa, precision):
-    unit = engine.isa_kernel_sets(unit_isa)[precision]
+def test_the_kernel_set_depends_on_channels_only(engine, bf16_isa, precision):
+    kernel_set = engine.isa_kernel_sets(bf16_isa)[precision]
     layer = pwconv.PointwiseConv(drawn((256, 256)), precision=precision)
     for shape, threads in itertools.product([(1, 256, 1, 1), (1, 256, 7, 7), (5, 256, 30, 30)], (1, 2)):
-        assert layer.plan(shape, num_threads=threads).isa == unit
-    assert "bf16" in unit or unit == "amx" or precision == "high"
+        assert layer.plan(shape, num_threads=threads).isa == kernel_set
+    assert "bf16" in kernel_set or kernel_set == "amx" or precision == "high"
 
 
 @pytest.mark.parametrize(("channels", "outs", "pays"), [(64, 24, True), (64, 23, False), (15, 64, False)])
-def test_few_channels_are_float32(engine, unit_isa, channels, outs, pays):
-    units = engine.isa_kernel_sets(unit_isa)
+def test_layers_with_few_channels_use_float32(engine, bf16_isa, channels, outs, pays):
+    kernel_sets = engine.isa_kernel_sets(bf16_isa)
     layer = pwconv.PointwiseConv(drawn((outs, channels)), precision="medium")
-    assert layer.plan((1, channels, 9, 9)).isa == units["medium" if pays else "highest"]
+    assert layer.plan((1, channels, 9, 9)).isa == kernel_sets["medium" if pays else "highest"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_without_a_unit_it_is_float32(engine, isa, precision):
+def test_without_a_bf16_kernel_set_float32_is_used(engine, isa, precision):
     assert set(engine.isa_kernel_sets(isa).values()) == {isa}
     x, weight = drawn((2, 64, 9, 9)), drawn((40, 64), 1)
     results = [pwconv.pointwise_conv(x, weight, precision=name) for name in ("highest", precision)]

@@ -224,7 +224,7 @@ def test_400_random_layers(isa):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "CHW", "HWC"])
 @pytest.mark.parametrize("stray", [np.nan, np.inf, -np.inf])
-def test_strays_stay_in_their_own_pixel(isa, layout, stray):
+def test_nan_and_infinity_stay_in_their_own_pixel(isa, layout, stray):
     rng = np.random.default_rng(7)
     extents = {"N": 2, "C": 37, "H": 9, "W": 11}
     x = rng.standard_normal([extents[letter] for letter in layout], np.float32)

@@ -1,4 +1,4 @@
-"""Each README's Python, which is one session, prints what the README says; what READMEs name and link to exists."""
+"""Examples in READMEs print the shown output; tests, files, headings and functions named in READMEs exist."""
 
 import doctest
 import re
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = {".py", ".pyx", ".pxi", ".h"}
 READMES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *ROOT.glob("[!.]*/README.md")])
-# What a README has of its own, at least: examples, tests that it names.
+# The least numbers of examples, and of tests named, by README: they show that the patterns below find them.
 EXAMPLES = {"README.md": 20, "pwconv/README.md": 45}
 NAMED_TESTS = {"pwconv/README.md": 15, "tests/README.md": 40}
 
@@ -29,12 +29,12 @@ def test_examples_run(readme):
     failed, attempted = doctest.testfile(f"../{readme}", encoding="utf-8")
     assert failed == 0  # the differences are in the captured output
     assert attempted >= EXAMPLES.get(readme, 0)
-    # Nothing in the look of an example escapes the test.
+    # A README has examples that doctest finds if it has blocks of Python, and only then.
     assert ("```python" in text_of(readme)) == (attempted > 0)
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_tests_that_it_names_exist(readme):
+def test_named_tests_exist(readme):
     named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text_of(readme))
     assert len(named) >= NAMED_TESTS.get(readme, 0)
     for file, function in named:
@@ -43,19 +43,19 @@ def test_the_tests_that_it_names_exist(readme):
 
 
 def prose(readme):
-    """Its text without code, in one line."""
+    """The text of a README without code, in one line."""
     text = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text))
 
 
 def headings(readme):
-    """The names by which GitHub links to a README's headings."""
+    """The anchors that GitHub gives to a README's headings."""
     titles = re.findall(r"^#+ (.*)$", text_of(readme), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_what_it_links_to_exists(readme):
+def test_links_lead_to_files_and_headings(readme):
     for path, heading in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", prose(readme)):
         target = ((ROOT / readme).parent / path).resolve() if path else ROOT / readme
         assert target.exists(), path
@@ -68,7 +68,7 @@ def test_the_front_page_leads_to_the_others():
 
 
 def test_pictures_are_shown_and_small():
-    """Every picture that is kept is shown by a README, and none is a burden to a clone."""
+    """Every picture in benchmarks/pictures is shown by a README and takes less than 150 KB of a clone."""
     shown = "".join(map(text_of, READMES))
     pictures = list((ROOT / "benchmarks" / "pictures").iterdir())
     assert len(pictures) >= 3
@@ -77,7 +77,7 @@ def test_pictures_are_shown_and_small():
         assert picture.stat().st_size < 150_000, picture
 
 
-def test_the_functions_of_the_inside_story_exist():
+def test_functions_named_in_the_readme_of_pyx_exist():
     sources = [path for folder in ("pwconv", "pyx") for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     named = re.findall(r"`(\w+)\(\)`", text_of("pyx/README.md"))
@@ -85,8 +85,8 @@ def test_the_functions_of_the_inside_story_exist():
     assert [name for name in named if not re.search(rf"^[\w* ]*\b{name}\(", text, re.MULTILINE)] == []
 
 
-def test_what_an_instruction_set_takes_is_what_is_there():
-    """All lines that the diff leaves, in this order."""
+def test_the_diff_in_the_readme_of_pyx_matches_the_sources():
+    """Added and context lines of the diff stand in the files that it names, in the same order."""
     (diff,) = re.findall(r"^```diff\n(.*?)^```", text_of("pyx/README.md"), re.MULTILINE | re.DOTALL)
     text = ""
     for line in diff.splitlines():

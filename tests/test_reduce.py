@@ -175,7 +175,7 @@ def test_mask_for_all_images():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 3, 11, 13), (1, 5, 30, 36)])
-def test_what_is_not_finite_is_refused(value, place):
+def test_values_that_are_not_finite_raise(value, place):
     x = as_map(mixture(11, count_of("NCHW"), channels=6), "NCHW")
     reducer = ChannelReducer(2).fit(x)
     before = reducer.components_
@@ -205,7 +205,7 @@ def test_chunk_by_chunk(cuts):
     assert chunks.n_samples_seen_ == 4000
 
 
-def test_chunks_of_which_nothing_counts():
+def test_chunks_without_counted_pixels():
     samples = mixture(13, 500)
     reducer = ChannelReducer(3, layout="NC").fit(samples)
     before = reducer.components_
@@ -213,7 +213,7 @@ def test_chunks_of_which_nothing_counts():
     assert np.array_equal(reducer.components_, before)
 
 
-def test_fit_forgets():
+def test_fit_discards_earlier_fits():
     samples, other = mixture(14, 500), mixture(15, 400)
     reducer = ChannelReducer(3, layout="NC").fit(other).partial_fit(other).fit(samples)
     assert np.array_equal(reducer.components_, ChannelReducer(3, layout="NC").fit(samples).components_)
@@ -262,9 +262,9 @@ def test_scikit_learn_takes_it():
     reducer = ChannelReducer(3, layout="NC", whiten=True)
     with pytest.raises(NotFittedError):
         check_is_fitted(reducer)
-    twin = clone(reducer.fit(samples))
-    assert twin.get_params() == reducer.get_params()
-    assert not hasattr(twin, "components_")
+    copied = clone(reducer.fit(samples))
+    assert copied.get_params() == reducer.get_params()
+    assert not hasattr(copied, "components_")
     check_is_fitted(reducer)
     pipeline = make_pipeline(ChannelReducer(5, layout="NC"), ChannelReducer(2, layout="NC"))
     expected = PCA(2).fit_transform(PCA(5).fit_transform(samples.astype(np.float64)))
@@ -336,8 +336,8 @@ def test_a_flat_image(value):
         assert np.isfinite(reducer.components_).all()
         np.testing.assert_array_equal(reducer.transform(x), 0)
     assert ChannelReducer(1, layout="NC").fit(np.zeros((5, 2), np.uint8)).explained_variance_ratio_ == [0]
-    twin = pwconv.reference.principal_components(np.zeros((1, 3, 4, 5), np.float32), 2)
-    np.testing.assert_array_equal(twin.explained_variance_ratio, [0, 0])
+    reference = pwconv.reference.principal_components(np.zeros((1, 3, 4, 5), np.float32), 2)
+    np.testing.assert_array_equal(reference.explained_variance_ratio, [0, 0])
 
 
 @pytest.mark.filterwarnings("error")
@@ -352,15 +352,15 @@ def test_one_flat_channel_among_others():
     np.testing.assert_allclose(reducer.components_[:, 4], 0, atol=1e-7)
 
 
-def test_the_twin():
+def test_reference():
     samples = mixture(20, count_of("NCHW"))
     x = as_map(samples, "NCHW")
     pca = PCA(4).fit(samples.astype(np.float64))
-    twin = pwconv.reference.principal_components(x, 4)
-    np.testing.assert_allclose(twin.components, pca.components_, atol=1e-9)
-    np.testing.assert_allclose(twin.mean, pca.mean_, rtol=1e-12)
-    np.testing.assert_allclose(twin.explained_variance, pca.explained_variance_, rtol=1e-9)
-    np.testing.assert_allclose(twin.explained_variance_ratio, pca.explained_variance_ratio_, rtol=1e-9)
+    reference = pwconv.reference.principal_components(x, 4)
+    np.testing.assert_allclose(reference.components, pca.components_, atol=1e-9)
+    np.testing.assert_allclose(reference.mean, pca.mean_, rtol=1e-12)
+    np.testing.assert_allclose(reference.explained_variance, pca.explained_variance_, rtol=1e-9)
+    np.testing.assert_allclose(reference.explained_variance_ratio, pca.explained_variance_ratio_, rtol=1e-9)
     mask = np.zeros((2, 31, 37), bool)
     mask[0] = True
     np.testing.assert_allclose(
@@ -414,7 +414,7 @@ def low_rank_weight(seed, outs, ins, rank):
 
 
 @pytest.mark.parametrize("backend", ["native", "numpy"])
-def test_a_layer_of_low_rank_is_found_out(backend):
+def test_the_rank_of_a_low_rank_layer_is_found(backend):
     """Everything else about it stays."""
     weight = low_rank_weight(1, 30, 40, 5)
     options = {"layout": "NHWC", "out_layout": "NCHW", "stride": (2, 1), "activation": "silu"}
@@ -463,7 +463,7 @@ def test_a_layer_of_zeros():
     assert np.all(chain(np.ones((1, 3, 2, 2), np.float32)) == 1)
 
 
-def test_what_a_factorization_saves():
+def test_cost_of_a_factorized_layer():
     layer = PointwiseConv(np.random.default_rng(5).standard_normal((128, 256), dtype=np.float32), stride=2)
     shape = (1, 256, 56, 56)
     chain = factorize(layer, rank=32)
@@ -483,7 +483,7 @@ def convolved(x, weight):
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (5,), (3, 3, 3), (1, 1), ()])
-def test_a_kernel_in_two(kernel):
+def test_a_factorized_kernel(kernel):
     rng = np.random.default_rng(6)
     low_rank = np.einsum("or...,ri->oi...", rng.standard_normal((8, 4, *kernel)), rng.standard_normal((4, 12)))
     reduce, thin = factorize_kernel(low_rank, rank=4, layout="C" + "DHW"[3 - len(kernel) :])
@@ -493,7 +493,7 @@ def test_a_kernel_in_two(kernel):
     np.testing.assert_allclose(convolved(reduce(x), thin), convolved(x, low_rank), rtol=1e-3, atol=1e-3)
 
 
-def test_what_a_kernel_in_two_saves():
+def test_cost_of_a_factorized_kernel():
     weight = np.random.default_rng(7).standard_normal((64, 96, 3, 3), dtype=np.float32)
     pair = factorize_kernel(weight, energy=0.5)
     rank = pair.reduce.out_channels
@@ -530,6 +530,6 @@ LAYER = PointwiseConv(np.ones((6, 4), np.float32))
         (factorize_kernel, (np.ones((2, 3, 1), complex), 1), TypeError, r"^weight must hold real numbers, got complex"),
     ],
 )
-def test_what_cannot_be_factorized(function, arguments, error, message):
+def test_errors_of_factorization(function, arguments, error, message):
     with pytest.raises(error, match=message):
         function(*arguments)

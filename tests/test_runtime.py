@@ -36,7 +36,7 @@ def configuration(code="", **environment):
 
 
 def offered(config, threads):
-    """How many of these threads this build offers."""
+    """The number of threads that this build uses if `threads` are asked for: 1 without OpenMP."""
     return threads if config["openmp"]["enabled"] else 1
 
 
@@ -44,7 +44,7 @@ def offered(config, threads):
 
 
 def cgroup_tree(root, membership, files):
-    """Make up cgroup file systems under `root` and what the kernel says of this process."""
+    """Create fake cgroup file systems under `root`, and the /proc files that say where this process is in them."""
     for name, text in files.items():
         file = root / "fs" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def test_default_of_a_process_on_one_cpu():
 
 @needs_affinity
 def test_an_explicit_number_is_not_bounded():
-    """By the mask, nor by the quota, which is looked up with it: neither the environment's nor a call's."""
+    """Affinity mask and cgroup quota bound neither the environment's number of threads nor a call's."""
     plan = "pwconv.PointwiseConv(numpy.ones((64, 64), 'f')).plan((1, 64, 99, 99), num_threads=5).threads"
     code = f"{ON_ONE_CPU}; import numpy, pwconv; print(pwconv.get_num_threads(), {plan})"
     process = python(code, PWCONV_NUM_THREADS="3", OMP_NUM_THREADS="64")
@@ -210,7 +210,7 @@ def test_set_num_threads():
         (None, TypeError, "n must be an integer, got NoneType"),
     ],
 )
-def test_set_num_threads_explains_what_is_wrong(n, error, message):
+def test_errors_of_set_num_threads(n, error, message):
     before = pwconv.get_num_threads()
     with pytest.raises(error, match=message):
         pwconv.set_num_threads(n)
@@ -228,7 +228,7 @@ def test_set_num_threads_explains_what_is_wrong(n, error, message):
         ("PWCONV_ISA", "sse9", "PWCONV_ISA must be one of baseline"),
     ],
 )
-def test_wrong_environment_is_explained_at_import(engine, name, value, message):
+def test_invalid_environment_variables_raise_at_import(engine, name, value, message):
     process = python("import pwconv", **{name: value})
     assert process.returncode == 1
     assert f"ValueError: {message}" in process.stderr.splitlines()[-1]
@@ -247,7 +247,7 @@ def test_each_instruction_set_can_be_asked_for(engine):
 
 
 def test_an_instruction_set_of_other_machines_is_refused(engine):
-    """Built in, but not supported; or not even built."""
+    """An instruction set that is built but not supported by this CPU, and one that is not built."""
     for name in {"baseline", "avx2", "avx512", "neon", "neon_bf16"} - set(engine.isa_supported()):
         process = python("import pwconv", PWCONV_ISA=name)
         assert f"on this machine, got '{name}'" in process.stderr.splitlines()[-1]
@@ -382,7 +382,7 @@ def test_show_config_fits_80_columns_and_shows_every_setting(before):
     assert f"  enabled: {str(config['openmp']['enabled']).lower()}" in lines
 
 
-def test_show_config_wraps_what_is_long(monkeypatch, capsys):
+def test_show_config_wraps_long_lines(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "config", lambda: {"compiler": "a very long name " * 12, "none of it": ()})
     pwconv.show_config()
     *wrapped, last = capsys.readouterr().out.splitlines()
@@ -404,7 +404,7 @@ def test_name_of_the_cpu_without_procfs(monkeypatch):
 
 
 def test_config_starts_no_process():
-    """With a list of CPUs and without one. Audit events of the interpreter tell of processes."""
+    """`config()` starts no process, with and without /proc/cpuinfo; the interpreter's audit events report processes."""
     code = """
     import sys
 

@@ -1,4 +1,4 @@
-"""The same bits, however a result is asked for: one order of summation, and nothing else.
+"""The same bits for any thread count, layout, view, batch and instruction set: there is one order of summation.
 
 A sum over the input channels of a group starts at +0 in every block of 256 channels and is one chain of fused
 multiply-adds in channel order; block sums are added in ascending order; then come bias, output scale and residual (one
@@ -21,11 +21,11 @@ import pytest
 import pwconv
 
 LAYOUT = "NCHW"
-STRAYS = (np.nan, np.inf, -np.inf, -0.0, 1e-40)
+SPECIAL = (np.nan, np.inf, -np.inf, -0.0, 1e-40)
 
 
 class Problem(NamedTuple):
-    """Arrays of one layer in NCHW, with everything that can be fused around the sum."""
+    """Arrays of one layer in NCHW, with all input transforms and epilogues."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -46,11 +46,11 @@ FUSED = {
 
 
 def problem(channels=257, outs=45, size=(14, 13), *, batch=3, fused="everything", activation="silu", seed=0):
-    """Random numbers with a few strays among them: NaN, infinities, -0 and denormals."""
+    """Random numbers, with NaN, infinities, -0 and denormals in a few places."""
     rng = np.random.default_rng([seed, channels, outs, *size])
     x = rng.standard_normal((batch, channels, *size), np.float32)
-    for stray in STRAYS:
-        x[tuple(rng.integers(0, x.shape))] = stray
+    for value in SPECIAL:
+        x[tuple(rng.integers(0, x.shape))] = value
     weight = rng.standard_normal((outs, channels), np.float32)
     available = {
         "input_scale": rng.standard_normal((batch, channels), np.float32),
@@ -143,7 +143,7 @@ def test_instruction_sets(check_instruction_sets, channels, outs, size, layout):
 @pytest.mark.parametrize("where", ["input_activation", "activation"])
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS, ids=str)
 def test_instruction_sets_activate_alike(check_instruction_sets, activation, where):
-    """Numbers of every magnitude through a layer that only activates."""
+    """Numbers of every magnitude through a layer of one channel with weight 1 and an activation."""
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2**32, (1, 1, 250, 241), np.uint32).view(np.float32)
     one = np.ones((1, 1), np.float32)
@@ -164,7 +164,7 @@ def test_layouts(fma_isa, channels, outs, size, fused):
 
 
 def test_ranks(fma_isa):
-    """One axis of pixels, two, three, or none but the batch: a pixel is a pixel."""
+    """Results do not depend on the number of pixel axes: one, two, three, or none besides the batch."""
     case = problem(300, 21, (12, 10), fused="scales")
     expected = case.run().reshape(3, 21, 120)
     pixels = case.x.reshape(3, 300, 120)
@@ -297,7 +297,7 @@ def test_groups(fma_isa, layout, groups, channels, outs):
 
 
 def test_denormals_are_zeros_everywhere(fma_isa):
-    """Denormal numbers count as signed 0 in every argument, and denormal results become it, in each layout alike."""
+    """Denormal numbers in arguments and results become zeros of their sign, in every layout."""
     rng = np.random.default_rng(9)
     shapes = {"x": (2, 40, 9, 9), "weight": (21, 40), "bias": (21,), "residual": (2, 21, 9, 9)}
     arrays = {name: (1e-20 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
@@ -320,7 +320,7 @@ def test_denormals_are_zeros_everywhere(fma_isa):
 @pytest.mark.parametrize("fused", ["nothing", "relu", "scales", "residual", "scale and residual", "shift"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_the_rule_itself(fma_isa, layout, channels, fused):
-    """The promised order of roundings, carried out one exactly emulated FMA at a time."""
+    """Results equal the documented order of summation, computed with one exactly emulated FMA at a time."""
     rng = np.random.default_rng([channels, len(fused)])
     x = rng.standard_normal((2, channels, 5, 4), np.float32)
     weight = rng.standard_normal((19, channels), np.float32)
@@ -365,7 +365,7 @@ def test_the_rule_itself(fma_isa, layout, channels, fused):
 
 
 def test_the_oracle_rounds_once():
-    """Emulated FMAs against exact fractions, near ties where two roundings would go wrong."""
+    """Emulated FMAs against exact fractions, near ties, where rounding twice would give another result."""
     rng = np.random.default_rng(2)
     a, b = rng.standard_normal((2, 4000), np.float32)
     product = a.astype(np.float64) * b

@@ -94,9 +94,9 @@ def test_attributes_copies_and_pickles(backend):
 @pytest.mark.parametrize(
     ("own", "error", "message"),
     [
-        ({"input_scale": np.ones(7, "f")}, ValueError, r"^input_scale must have shape \(12,\), got \(7,\)$"),
-        ({"input_shift": np.ones((1, 12), "f")}, ValueError, r"^input_shift must have shape \(12,\), got \(1, 12\)$"),
-        ({"output_scale": np.ones(12, "f")}, ValueError, r"^output_scale must have shape \(8,\), got \(12,\)$"),
+        ({"input_scale": np.ones(7, "f")}, ValueError, r"^input_scale must have shape .*\(12,\), got \(7,\)$"),
+        ({"input_shift": np.ones((1, 12), "f")}, ValueError, r"^input_shift must have shape .*\(12,\), got \(1, 12\)$"),
+        ({"output_scale": np.ones(12, "f")}, ValueError, r"^output_scale must have shape .*\(8,\), got \(12,\)$"),
         ({"input_scale": np.ones(12)}, TypeError, r"^input_scale must be float32, got float64"),
         ({"output_scale": 2.0}, TypeError, r"^output_scale must be a float32 array, got float"),
     ],

@@ -1,4 +1,4 @@
-"""How work is dealt to threads that this machine may not have: tiles are counted, no clock is read."""
+"""How evenly tasks are dealt to threads, also to more than this machine has. Tiles are counted; no time is measured."""
 
 import heapq
 import math
@@ -9,17 +9,17 @@ import pytest
 import pwconv
 from pwconv.commands.workloads import LAYOUTS, NETWORKS
 
-# Units that are finer still may read the weights so often that nothing is won.
+# Smaller tasks would be more even, but would read the weights more often.
 MOST_IMBALANCE = 0.12
-# Operations of a thread that are worth waking it for: about 20 microseconds.
+# Floating-point operations per thread, about 20 microseconds of work, below which waking a thread does not pay.
 ENOUGH_WORK = 4e6
 
 
-def units_of(plan):
-    """The tiles in each unit of work in the order in which units are dealt: parts of out channels within pixels.
+def tasks_of(plan):
+    """The tiles in each task, in the order in which tasks are dealt: blocks of pixels outside, of out channels inside.
 
-    Tiles of pixels that lie along the vectors are whole ones, however many pixels are in them. A tile of pixels that
-    are rows costs as much as it has rows, so those count as parts of a tile.
+    Where pixels are the operand B, a partly filled tile costs as much as a full one and counts as one. Where pixels
+    are the operand A, the cost of a tile is proportional to its rows, so a partly filled tile counts as a fraction.
     """
     starts = np.arange(0, plan.pixels, plan.pixel_block)
     pixels = np.minimum(plan.pixel_block, plan.pixels - starts)
@@ -28,15 +28,15 @@ def units_of(plan):
     return np.outer(pixel_tiles, out_tiles).ravel()
 
 
-def loads(units, threads):
-    """The tiles that each thread gets when the one that is free first takes the next unit."""
+def loads(tasks, threads):
+    """The tiles that each thread gets when the thread that is free first takes the next task."""
     busy = [0.0] * threads
-    for unit in units:
-        heapq.heappush(busy, heapq.heappop(busy) + unit)
+    for task in tasks:
+        heapq.heappush(busy, heapq.heappop(busy) + task)
     return busy
 
 
-def test_units_are_dealt_to_who_is_free():
+def test_simulated_tasks_go_to_the_first_free_thread():
     assert sorted(loads([3, 1, 1, 1, 2], 2)) == [3, 5]
     assert sorted(loads([1], 3)) == [0, 0, 1]
 
@@ -51,18 +51,18 @@ def test_no_thread_gets_much_more_than_its_share(isa, workload, layout, threads)
     weight = np.zeros((workload.out_channels, workload.in_channels), np.float32)
     layer = pwconv.PointwiseConv(weight, stride=workload.stride, layout=layout, activation="relu")
     plan = layer.plan(workload.shape(layout), num_threads=threads)
-    units = units_of(plan)
-    # The units that are simulated are those that are reported.
-    assert len(units) == plan.tasks
-    share = units.sum() / threads
-    # Where a thread has few tiles, it cannot be more even than whole ones allow.
-    assert max(loads(units, threads)) <= max((1 + MOST_IMBALANCE) * share, math.ceil(share)), plan
+    tasks = tasks_of(plan)
+    # The simulation has as many tasks as the plan reports.
+    assert len(tasks) == plan.tasks
+    share = tasks.sum() / threads
+    # A thread takes whole tiles, so a share of few tiles may be rounded up.
+    assert max(loads(tasks, threads)) <= max((1 + MOST_IMBALANCE) * share, math.ceil(share)), plan
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_share_small_maps_without_short_tiles(isa, threads, precision):
-    """Pixels that are rows stay in tiles about as tall as for one thread; out channels are shared out instead."""
+    """Where pixels are the operand A, MR stays about as for one thread: out channels are divided among threads."""
     for workload in NETWORKS:
         weight = np.zeros((workload.out_channels, workload.in_channels), np.float32)
         layer = pwconv.PointwiseConv(weight, stride=workload.stride, layout="NHWC", precision=precision)

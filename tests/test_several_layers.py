@@ -136,7 +136,7 @@ def test_out_of_a_chain(backend, in_place):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_twin_of_a_chain(dtype):
+def test_reference_of_a_chain(dtype):
     layers, x, shortcut = layers_of(12, 300, 6, activation="gelu"), normal(1, 2, 12, 5, 4), normal(2, 2, 300, 5, 4)
     hidden = oracle.pointwise(x, layers[0].weight, layers[0].bias, residual=shortcut, activation="gelu").value
     truth = oracle.pointwise(hidden, layers[1].weight, layers[1].bias, activation="relu").value
@@ -191,7 +191,7 @@ def test_bits_of_each_branch(isa, shape, outs, options, num_threads):
 
 
 @backends
-def test_branches_write_where_they_are_told(backend):
+def test_branches_write_into_out(backend):
     """Two into slices of one map, one into a flipped array, one into a new array; each in a layout of its own."""
     x = normal(1, 2, 12, 9, 7)
     layers = [
@@ -213,13 +213,13 @@ def test_branches_read_lists_and_bytes(isa):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_twin_of_branches(dtype):
+def test_reference_of_branches(dtype):
     shape = (2, 192, 5, 4)
     layers, x = branches_of(shape, (64, 96, 16)), normal(9, *shape)
-    twin = pwconv.reference.call_branches(PointwiseBranches(layers), x, dtype=dtype)
+    reference = pwconv.reference.call_branches(PointwiseBranches(layers), x, dtype=dtype)
     joined = pwconv.reference.call_branches(PointwiseBranches(layers), x, out="concat", dtype=dtype)
-    assert np.array_equal(joined, np.concatenate(twin, axis=1))
-    for layer, result in zip(layers, twin, strict=True):
+    assert np.array_equal(joined, np.concatenate(reference, axis=1))
+    for layer, result in zip(layers, reference, strict=True):
         truth = oracle.pointwise(x, layer.weight, layer.bias, activation=layer.activation)
         assert result.dtype == dtype
         assert truth.accepts(result), truth.explain(result)
@@ -284,7 +284,7 @@ def test_repr_shows_the_layers():
     )
 
 
-def test_one_layer_on_numpy_brings_all_there():
+def test_one_numpy_layer_makes_the_whole_chain_numpy():
     mixed = [*layers_of(4, 6), *layers_of(6, 3, backend="numpy")]
     chain = PointwiseChain(mixed)
     assert chain.backend == "numpy"
@@ -303,10 +303,10 @@ def test_many_threads_at_once(kind):
         assert oracle.same_bits(np.stack(result), np.stack(want))
 
 
-@pytest.mark.parametrize(("kind", "twin"), [(PointwiseChain, "call_chain"), (PointwiseBranches, "call_branches")])
-def test_signatures_agree(kind, twin):
+@pytest.mark.parametrize(("kind", "name"), [(PointwiseChain, "call_chain"), (PointwiseBranches, "call_branches")])
+def test_signatures_agree(kind, name):
     native = list(inspect.signature(kind.__call__).parameters.values())[1:]
-    reference = list(inspect.signature(getattr(pwconv.reference, twin)).parameters.values())[1:]
+    reference = list(inspect.signature(getattr(pwconv.reference, name)).parameters.values())[1:]
     assert [(p.name, p.kind, p.default) for p in native] == [(p.name, p.kind, p.default) for p in reference[:-1]]
 
 
@@ -441,7 +441,7 @@ WRONG_CHAIN_CALLS = {
         ValueError,
         r"^residual\[0\] must have shape \(1, 4, 3, 3\) \(layout 'NCHW'\), got \(1, 2, 3, 3\)$",
     ),
-    "residual dtype": ({"residual": {1: X.astype("f8")}}, TypeError, r"^residual\[1\] must be float32, got float64"),
+    "residual dtype": ({"residual": {1: X.astype("f8")}}, TypeError, r"^residual\[1\] must be float32.* got float64"),
     "keep int": ({"keep": 0}, TypeError, r"^keep must be a tuple of numbers of layers, got int$"),
     "keep beyond": ({"keep": (0, 2)}, ValueError, r"^a layer of keep must be from 0 to 1, got 2$"),
     "keep float": ({"keep": (0.0,)}, TypeError, r"^a layer of keep must be an integer, got float$"),
@@ -473,7 +473,7 @@ WRONG_BRANCHES_CALLS = {
     "out array": ({"out": X}, TypeError, r"^out must be None, a tuple of arrays or 'concat', got ndarray$"),
     "out too short": ({"out": (None,)}, ValueError, r"^out must hold an array for each of 2 branches, got 1$"),
     "out shape": ({"out": (None, X[:, :2])}, ValueError, r"^out\[1\] must have shape \(1, 4, 3, 3\) .*\(1, 2, 3, 3\)$"),
-    "out dtype": ({"out": [X.astype("f8"), None]}, TypeError, r"^out\[0\] must be float32, got float64$"),
+    "out dtype": ({"out": [X.astype("f8"), None]}, TypeError, r"^out\[0\] must be float32.* got float64$"),
     "out read-only": ({"out": (READ_ONLY, None)}, ValueError, r"^out\[0\] must be writable, got a read-only array$"),
     "out is x": (
         {"x": SHARED[:, :4], "out": (None, SHARED[:, 2:6])},
@@ -498,7 +498,7 @@ WRONG_BRANCHES_CALLS = {
         for name, case in cases.items()
     ],
 )
-def test_wrong_calls_are_explained_and_nothing_written(backend, kind, change, error, message):
+def test_wrong_calls_raise_and_write_nothing(backend, kind, change, error, message):
     group = kind([conv(4, 4, backend=backend), conv(4, 4, backend=backend)])
     with pytest.raises(error, match=message):
         group(**({"x": X} | change))

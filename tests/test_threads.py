@@ -1,4 +1,4 @@
-"""Many threads of the caller and a few of ours: exact results, no more of them than asked for, asleep when idle."""
+"""Calls from many threads: same results, no more worker threads than asked for, and idle workers that sleep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPENMP = pwconv.config()["openmp"]["enabled"]
 BY_GCC = not pwconv.config()["compiler"].startswith("Clang")
 with_openmp = pytest.mark.skipif(not OPENMP, reason="a build without OpenMP has one thread for each call")
 
-# Maps that want different sides, widths and packings of one layer's weights, and different numbers of threads.
+# Maps for which a layer's weights are A or B, packed for other tiles, and computed on other numbers of threads.
 SIZES = ((1, 1), (1, 7), (3, 3), (5, 6), (7, 7), (14, 13), (28, 28), (40, 45))
 
 
@@ -29,7 +29,7 @@ def normal(seed, *shape):
 
 
 def test_one_layer_in_many_threads_while_the_setting_changes():
-    """More packings than a layer keeps, so that some are dropped while others still compute with them."""
+    """A layer needs more packings than it keeps, so some are dropped while other threads compute with them."""
     weight, bias = normal(0, 70, 80), normal(1, 70)
     maps = [normal(2, 1 + i % 3, 80, *size) for i, size in enumerate(SIZES)]
     maps += [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in maps]
@@ -44,7 +44,7 @@ def test_one_layer_in_many_threads_while_the_setting_changes():
                 return
 
     def work(seed):
-        """Calls in an order of its own; the maps whose result was wrong."""
+        """Call the layer on all maps in random order; return the maps whose results were wrong."""
         order = random.Random(seed)
         wrong = set()
         for _ in range(150):
@@ -104,7 +104,7 @@ def test_threadpoolctl_is_obeyed():
 
 
 def callers_share_the_threads():
-    """Who calls while all are taken runs alone: six callers and two workers, not six times two of them."""
+    """A call that finds no free worker runs on its caller's thread: six callers share two workers."""
     layer = pwconv.PointwiseConv(WEIGHT)
     assert process.threads_at_once(lambda: layer(X, num_threads=3)) >= 2  # the measurement sees workers
     assert process.threads_at_once(lambda: layer(X, num_threads=3), callers=6) <= 6 + 2
@@ -127,7 +127,7 @@ def compute_in_a_callers_pool():
 
 @pytest.mark.measures
 @process.needs_linux
-def test_a_callers_pool_of_threads_that_are_to_compute_alone():
+def test_a_callers_pool_with_one_thread_for_each_call():
     process.run(compute_in_a_callers_pool)
 
 
@@ -137,7 +137,7 @@ NAP = 0.05
 
 
 def cpu_time_while_asleep():
-    """CPU time of the whole process during naps right after calls on several threads, at its usual."""
+    """The median CPU time that the whole process uses while the caller sleeps right after a call on several threads."""
     layer = pwconv.PointwiseConv(WEIGHT)
     used = []
     for _ in range(9):
@@ -163,15 +163,15 @@ def test_workers_fall_asleep_soon():
     [({}, 20000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
     ids=["by default", "turns asked for", "policy asked for"],
 )
-def test_how_long_workers_of_gcc_wait(asked, turns):
-    """By themselves for 300,000 turns, 3 to 4 ms; or as the user says."""
-    told = process.python("import os; os.dup2(1, 2); import pwconv", OMP_DISPLAY_ENV="verbose", **asked)
-    assert f"GOMP_SPINCOUNT = '{turns}'" in told
+def test_spin_count_of_gcc_openmp(asked, turns):
+    """The spin count of GCC's OpenMP is 300,000 turns, 3 to 4 ms, unless the user's environment sets another."""
+    settings = process.python("import os; os.dup2(1, 2); import pwconv", OMP_DISPLAY_ENV="verbose", **asked)
+    assert f"GOMP_SPINCOUNT = '{turns}'" in settings
 
 
 @pytest.mark.parametrize("engine", ["there", "missing"])
 def test_the_import_leaves_the_environment_alone(engine):
-    """As this process and those that it starts see it."""
+    """The environment stays as it was, for this process and for those that it starts."""
     process.python(f"""
 import os, subprocess, sys, warnings
 

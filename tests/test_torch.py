@@ -35,7 +35,7 @@ def channels_last(array):
 
 
 class Problem:
-    """One random layer, for torch and for us in both layouts."""
+    """One random layer for torch, and for pwconv in both layouts."""
 
     def __init__(self, rank, *, channels=40, outs=24, groups=1, stride=1):
         rng = np.random.default_rng([rank, channels, outs, groups])
@@ -47,11 +47,11 @@ class Problem:
         self.linear = CONVOLUTIONS[rank](*arrays, **self.options)
         self.bound = oracle.pointwise(
             self.x, self.weight, self.bias, layout="channels_first", **self.options
-        ).bound  # of the linear part, and activations enlarge no error by more than half
+        ).bound  # of the sum; an activation enlarges an error by at most half
         self.residual = rng.standard_normal(self.linear.shape).astype(np.float32)
 
     def assert_agrees(self, expected, **fused):
-        """Both layouts, as an operation and as a layer."""
+        """Compare function and layer, in both layouts, with torch's result."""
         expected = expected.numpy()
         bound = 1.5 * self.bound + 6 * oracle.UNIT * (np.abs(expected) + 2)
         for layout, relaid in (("channels_first", np.asarray), ("channels_last", channels_last)):
@@ -95,7 +95,7 @@ def test_residuals(rank, activation):
     case.assert_agrees(expected, activation=activation, residual=case.residual)
 
 
-def test_tensors_are_read_and_written_where_they_are():
+def test_tensors_are_not_copied():
     case = Problem(2)
     expected = pwconv.pointwise_conv(case.x, case.weight, case.bias)
     x, weight, bias = (torch.from_numpy(array.copy()) for array in (case.x, case.weight, case.bias))
@@ -114,7 +114,7 @@ def test_tensors_are_read_and_written_where_they_are():
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
-def test_a_tensor_on_the_graph_is_refused():
+def test_a_tensor_that_records_gradients_is_refused():
     x = torch.zeros((1, 3, 4, 4), requires_grad=True)
     with pytest.raises(TypeError, match=r"\.detach\(\)"):
         pwconv.pointwise_conv(x, np.zeros((2, 3), np.float32))

@@ -64,11 +64,11 @@ def test_definition(rng, isa, layout, groups, stride):
     grads = pwconv.pointwise_conv_backward(grad_y, x, weight, groups=groups, stride=stride, layout=layout)
     expected = by_definition(grad_y, x, weight, layout, groups=groups, stride=stride)
     assert_close(grads, expected)
-    twins = pwconv.reference.pointwise_conv_backward(
+    references = pwconv.reference.pointwise_conv_backward(
         grad_y, x, weight, groups=groups, stride=stride, layout=layout, dtype=np.float64
     )
-    for twin, value in zip(twins, expected[0], strict=True):
-        np.testing.assert_allclose(twin, value, rtol=1e-12, atol=1e-12)
+    for reference, value in zip(references, expected[0], strict=True):
+        np.testing.assert_allclose(reference, value, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -228,7 +228,7 @@ def test_a_stride_per_axis(rng):
     np.testing.assert_array_equal(grad_weight, sampled[1])
 
 
-def test_what_is_needed(rng):
+def test_need_selects_the_gradients(rng):
     x, weight, grad_y = problem(rng, "NCHW")
     names = ("x", "weight", "bias")
     whole = pwconv.pointwise_conv_backward(grad_y, x, weight)
@@ -466,7 +466,7 @@ def test_a_chain(rng, layout):
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_what_is_needed_of_a_chain(rng, count):
+def test_need_of_a_chain(rng, count):
     x, _, grad_y = problem(rng, "NCHW", outs=8)
     chain = pwconv.PointwiseChain(layers(rng))
     whole_x, whole = chain.backward(grad_y, x)

@@ -1,4 +1,4 @@
-"""Views are computed where they lie: no call copies the map that it reads."""
+"""Views are computed in place: no call copies the map that it reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 import pwconv
 
-# 100 MB of which a view is taken, of the shape that its layout wants.
+# A map of 100 MB for each layout, of which the tests take views.
 WHOLE = {"NCHW": (1, 64, 625, 625), "NHWC": (1, 625, 625, 64)}
 LIMIT = 8 * 2**20
 
-# The peak of resident memory belongs to one process, so every view gets a fresh one. A first, small call of the same
-# kind brings in what stays: code, threads and their packing buffers.
+# Peak memory is counted for a whole process, so every view gets a fresh one. A first, small call of the same kind loads
+# code, and starts threads with their packing buffers, which stay.
 PROGRAM = """
 import numpy as np
 import process
@@ -47,7 +47,7 @@ VIEWS = {
 
 
 def extra_memory(layout, view, call=CALL):
-    """Bytes of resident memory that a call needed at its peak, beyond its arguments and its result."""
+    """The peak of resident bytes during a call, beyond its arguments and its result."""
     program = PROGRAM.format(layout=layout, shape=WHOLE[layout], view=view, call=call)
     return int(process.python(program))
 
@@ -71,8 +71,8 @@ def test_the_measurement_sees_a_copy(layout):
     assert extra_memory(layout, view, CALL.replace("(x", "(x.copy()")) > 5 * LIMIT
 
 
-def test_a_buffer_is_read_where_it_is_and_let_go():
-    """Anything with the buffer protocol is written through and released, after an error, too."""
+def test_a_buffer_is_not_copied_and_is_released():
+    """Any object with the buffer protocol is read and written in place, and released, after an error, too."""
     values = np.arange(24, dtype=np.float32)
     x = memoryview(bytearray(values.tobytes())).cast("f", (1, 2, 3, 4))
     out = memoryview(bytearray(4 * 12)).cast("f", (1, 1, 3, 4))
@@ -81,5 +81,5 @@ def test_a_buffer_is_read_where_it_is_and_let_go():
     with pytest.raises(ValueError, match="weight"):
         pwconv.pointwise_conv(x, np.ones((1, 3), np.float32), out=out)
     gc.collect()  # the traceback of the error
-    x.release()  # a BufferError where somebody still looks at it
+    x.release()  # raises BufferError while a reference to the buffer is held
     out.release()

@@ -20,14 +20,15 @@ from pwconv.arguments.activations import (
     ActivationLike,
 )
 from pwconv.arguments.arrays import Float32Array, as_array, float32_array, foreign_array, foreign_numbers
-from pwconv.arguments.call import Call, array_of_shape, check_call, check_shape
+from pwconv.arguments.call import Call, array_of_shape, check_call, check_shape, table
 from pwconv.arguments.classifiers import check_predict, check_probabilities, check_top_k, class_names
+from pwconv.arguments.dtypes import RESULT_DTYPES, empty_result, numpy_dtype, rounded
 from pwconv.arguments.gradients import GRADIENTS, Backward, check_backward, check_layer_backward, parse_need
 from pwconv.arguments.layouts import NAMED_LAYOUTS, without
 from pwconv.arguments.pixels import check_pixels
 from pwconv.arguments.several import check_branches, check_chain, parse_layers
 from pwconv.arguments.spec import PRECISIONS, Spec, StrideLike, parse_spec, resolve_rank
-from pwconv.arguments.weights import as_kernel, bias_vector, channel_vector, norm_vector, weight_matrix
+from pwconv.arguments.weights import as_kernel, bias_vector, norm_vector, weight_matrix
 
 __all__ = [
     "CLIP",
@@ -40,6 +41,7 @@ __all__ = [
     "NAMED_LAYOUTS",
     "NO_ACTIVATION",
     "PRECISIONS",
+    "RESULT_DTYPES",
     "SIGMOID",
     "SILU",
     "TANH",
@@ -54,7 +56,6 @@ __all__ = [
     "as_array",
     "as_kernel",
     "bias_vector",
-    "channel_vector",
     "check_backward",
     "check_branches",
     "check_call",
@@ -66,14 +67,18 @@ __all__ = [
     "check_shape",
     "check_top_k",
     "class_names",
+    "empty_result",
     "float32_array",
     "foreign_array",
     "foreign_numbers",
     "norm_vector",
+    "numpy_dtype",
     "parse_layers",
     "parse_need",
     "parse_spec",
     "resolve_rank",
+    "rounded",
+    "table",
     "weight_matrix",
     "without",
 ]

@@ -26,20 +26,27 @@ def maps_of(x: Any) -> Maps:
     values = {f"x[{i}]": value for i, value in enumerate(x)} if isinstance(x, list | tuple) else {"x": x}
     if not values:
         raise ValueError(f"x must be an array or a list of at least one, got an empty {type_name(x)}")
-    named = {name: as_array(value, name) for name, value in values.items()}
-    for name, array in named.items():
-        if array.dtype not in _INPUT_DTYPES and array.dtype.name != "bfloat16":
-            raise TypeError(
-                f"{name} must be {', '.join(map(str, _INPUT_DTYPES))} or bfloat16, got {array.dtype}: "
-                f"convert it with {name}.astype(numpy.float32)"
-            )
+    named = {name: map_of(value, name) for name, value in values.items()}
     arrays = list(named.values())
     return Maps(named, arrays if "x" not in named else arrays[0], tuple(array.shape for array in arrays))
 
 
-def float32_array(value: Any, name: str) -> Float32Array:
-    """View `value` as a float32 array; nothing is copied or converted."""
+def map_of(value: Any, name: str) -> NDArray[Any]:
+    """View `value` as an array of a dtype that the engine reads, in either byte order."""
     array = as_array(value, name)
+    if array.dtype.newbyteorder("=") not in _INPUT_DTYPES and array.dtype.name != "bfloat16":
+        raise TypeError(
+            f"{name} must be {', '.join(map(str, _INPUT_DTYPES))} or bfloat16, got {array.dtype}: "
+            f"convert it with {name}.astype(numpy.float32)"
+        )
+    return array
+
+
+def float32_array(value: Any, name: str) -> Float32Array:
+    """View `value` as a float32 array; only another byte order is converted."""
+    array = as_array(value, name)
+    if array.dtype == np.dtype(np.float32).newbyteorder() and not name.startswith("out"):
+        return array.astype(np.float32)
     if array.dtype != np.float32:
         advice = "" if name.startswith("out") else f": convert it with {name}.astype(numpy.float32)"
         raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
@@ -48,6 +55,11 @@ def float32_array(value: Any, name: str) -> Float32Array:
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a base-class array over the same memory."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(
+            f"{name} must not hide values behind a mask: fill them with {name}.filled(value), or give mask= to a method "
+            "that takes it"
+        )
     # type() and not isinstance(): a proxy object reports another class as its __class__.
     if not issubclass(type(value), np.ndarray):
         if isinstance(value, list | tuple):

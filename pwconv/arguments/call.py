@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pwconv.arguments.arrays import Float32Array, float32_array, maps_of
+from pwconv.arguments.arrays import Float32Array, as_array, float32_array, map_of, maps_of
+from pwconv.arguments.dtypes import check_out_dtype
 from pwconv.arguments.layouts import NAMED_LAYOUTS, channel_axis, named_layout, spatial_letters
 from pwconv.arguments.memory import check_result
 from pwconv.arguments.spec import Spec, resolve_rank
@@ -25,7 +26,7 @@ class Shapes(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A checked call: layouts and strides are resolved for the rank of `x`, all arrays but `x` are float32.
+    """A checked call: layouts and strides are resolved for the rank of `x`; tables are float32.
 
     In a chain only the first layer has an `x`. It is None for the others, whose inputs do not exist yet.
     """
@@ -38,8 +39,8 @@ class Call(NamedTuple):
     input_scale: Float32Array | None = None
     input_shift: Float32Array | None = None
     output_scale: Float32Array | None = None
-    residual: Float32Array | None = None
-    out: Float32Array | None = None
+    residual: NDArray[Any] | None = None
+    out: NDArray[Any] | None = None
     num_threads: int | None = None
 
 
@@ -74,8 +75,8 @@ def check_call(
         input_scale=_per_channel(input_scale, "input_scale", batch, in_channels),
         input_shift=_per_channel(input_shift, "input_shift", batch, in_channels),
         output_scale=_per_channel(output_scale, "output_scale", batch, out_channels),
-        residual=optional_like_result(residual, "residual", shapes),
-        out=optional_like_result(out, "out", shapes),
+        residual=residual_of(residual, "residual", shapes),
+        out=receiver_of(out, "out", shapes, spec),
         num_threads=parse_num_threads(num_threads),
     )
     readable = maps.named | {
@@ -148,6 +149,25 @@ def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Arr
     return np.ascontiguousarray(array)
 
 
+def table(value: Any, name: str, channels: int) -> Float32Array | None:
+    """Check a layer's own table: None, or one value per channel."""
+    return None if value is None else _per_channel(value, name, 0, channels)
+
+
+def residual_of(value: Any, name: str, shapes: Shapes | Call) -> NDArray[Any] | None:
+    """View a residual: None, or a map with the shape of the result and any dtype that `x` may have."""
+    return None if value is None else _shaped_like_result(map_of(value, name), name, shapes)
+
+
+def receiver_of(value: Any, name: str, shapes: Shapes | Call, spec: Spec) -> NDArray[Any] | None:
+    """View an array that receives the result of a layer: None, or an array of a result's dtype."""
+    if value is None:
+        return None
+    array = as_array(value, name)
+    check_out_dtype(array, name, spec.out_dtype)
+    return _shaped_like_result(array, name, shapes)
+
+
 def optional_like_result(value: Any, name: str, shapes: Shapes | Call) -> Float32Array | None:
     """View an argument that is None or has the shape of the result."""
     return None if value is None else like_result(value, name, shapes)
@@ -155,7 +175,10 @@ def optional_like_result(value: Any, name: str, shapes: Shapes | Call) -> Float3
 
 def like_result(value: Any, name: str, shapes: Shapes | Call) -> Float32Array:
     """View a float32 argument that has the shape of the result."""
-    array = float32_array(value, name)
+    return _shaped_like_result(float32_array(value, name), name, shapes)
+
+
+def _shaped_like_result(array: NDArray[Any], name: str, shapes: Shapes | Call) -> NDArray[Any]:
     if array.shape != shapes.out_shape:
         raise ValueError(f"{name} must have shape {shapes.out_shape} (layout {shapes.out_layout!r}), got {array.shape}")
     return array

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwconv.arguments.arrays import maps_of
-from pwconv.arguments.call import Call, optional_like_result, parse_num_threads, resolve_shapes
+from pwconv.arguments.call import Call, parse_num_threads, receiver_of, residual_of, resolve_shapes
 from pwconv.arguments.layouts import NAMED_LAYOUTS
 from pwconv.arguments.memory import check_result, check_size
 from pwconv.arguments.spec import Spec, resolve_rank
@@ -74,8 +74,8 @@ def check_chain(
     for i, layer in enumerate(layers):
         resolved = resolve_shapes(layer.spec, layer.matrix.shape, shapes)
         name = f"residual[{i}]"
-        array = readable[name] = optional_like_result(residuals.get(i), name, resolved)
-        last_out = optional_like_result(out, "out", resolved) if i == count - 1 else None
+        array = readable[name] = residual_of(residuals.get(i), name, resolved)
+        last_out = receiver_of(out, "out", resolved, layer.spec) if i == count - 1 else None
         calls.append(Call(source, *resolved, residual=array, out=last_out, num_threads=threads))
         source, shapes = None, (resolved.out_shape,)
         if i in kept:
@@ -108,7 +108,7 @@ def check_branches(layers: tuple[Any, ...], x: Any, out: Any = None, num_threads
                 f"out='concat' needs branches of one out_layout, got {out_layout!r} and {resolved.out_layout!r}"
             )
         name = f"out[{i}]"
-        array = optional_like_result(outs[i], name, resolved)
+        array = receiver_of(outs[i], name, resolved, layer.spec)
         check_result(array, outs[i], name, resolved.out_shape, readable)
         readable[name] = array
         calls.append(Call(maps.source, *resolved, out=array, num_threads=threads))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pwconv import runtime
 from pwconv.arguments.activations import Activation, ActivationLike, parse_activation
+from pwconv.arguments.dtypes import parse_out_dtype
 from pwconv.arguments.layouts import NAMED_LAYOUTS, layout_letters, named_layout, parse_layout, spatial_letters
 from pwconv.scalars import as_str, choice, positive_int
 
@@ -27,6 +28,7 @@ class Spec(NamedTuple):
     activation: Activation
     precision: str
     backend: str
+    out_dtype: str
 
 
 def parse_spec(
@@ -40,6 +42,7 @@ def parse_spec(
     activation: ActivationLike,
     precision: str,
     backend: str,
+    out_dtype: Any = None,
 ) -> Spec:
     """Parse the constructor arguments of `pwconv.PointwiseConv` and check all that can be checked without an array."""
     spec = Spec(
@@ -52,6 +55,7 @@ def parse_spec(
         activation=parse_activation(activation, "activation"),
         precision=choice(precision, "precision", PRECISIONS),
         backend=runtime.resolve_backend(choice(backend, "backend", BACKENDS)),
+        out_dtype=parse_out_dtype(out_dtype),
     )
     if spec.layout not in NAMED_LAYOUTS:
         resolve_rank(spec, len(spec.layout))

@@ -48,16 +48,6 @@ def bias_vector(bias: Any, out_channels: int) -> Float32Array | None:
     return np.ascontiguousarray(array)
 
 
-def channel_vector(value: Any, name: str, channels: int) -> Float32Array | None:
-    """View a scale or shift of a layer as a contiguous vector with a value for each channel."""
-    if value is None:
-        return None
-    array = float32_array(value, name)
-    if array.shape != (channels,):
-        raise ValueError(f"{name} must have shape ({channels},), got {array.shape}")
-    return np.ascontiguousarray(array)
-
-
 def norm_vector(value: Any, name: str, out_channels: int) -> NDArray[np.float64]:
     """Return a vector of the batch norm that follows a layer, in float64."""
     vector = foreign_numbers(value, name).astype(np.float64)

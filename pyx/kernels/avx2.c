@@ -1,5 +1,6 @@
 /* AVX2 and FMA: 16 registers of 8 lanes. */
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define LANES 8

@@ -1,5 +1,6 @@
 /* AVX-512 F, BW, DQ, VL: 32 registers of 16 lanes. */
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define LANES 16

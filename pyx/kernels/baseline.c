@@ -1,5 +1,6 @@
 /* Every x86-64: SSE2, 16 registers of 4 lanes. There is no FMA, so results differ from other sets in the last bits. */
 #include <emmintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 

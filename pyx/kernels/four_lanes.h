@@ -1,5 +1,4 @@
 /* Operations that SSE2 and NEON do one lane at a time. The includer defines vec and LANES. */
-#include <stddef.h>
 
 /* The first n < LANES lanes; the others are zero, or stay as they are in memory. */
 static inline vec load_first(const void *p, int n) {

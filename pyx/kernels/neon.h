@@ -1,5 +1,6 @@
 /* AArch64 NEON: 32 registers of 4 lanes. */
 #include <arm_neon.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
