@@ -106,7 +106,9 @@ def layer_backward(
     """Compute `layer.backward` for a `pwconv.PointwiseConv`."""
     task = arguments.check_layer_backward(layer, grad_y, x, need, num_threads)
     if layer.out_dtype != "float32":
-        raise ValueError(f"backward needs a layer with out_dtype 'float32', got {layer.out_dtype!r}: no rounding has slopes")
+        raise ValueError(
+            f"backward needs a layer with out_dtype 'float32', got {layer.out_dtype!r}: no rounding has slopes"
+        )
     if any(table is not None for table in layer.scales):
         raise ValueError("backward needs a layer without input_scale, input_shift and output_scale")
     before, after = layer.spec.input_activation, layer.spec.activation
