@@ -101,7 +101,7 @@ def call_chain(
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
         source = maps[-1] if maps else call.x
-        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
+        call = _with_scales(layer, call)
         maps.append(_compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=source), out, dtype))
     return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
 
@@ -113,7 +113,7 @@ def call_branches(
     calls = arguments.check_branches(branches.layers, x, out, num_threads)
     receivers = out if isinstance(out, list | tuple) else [None] * len(calls)
     results = tuple(
-        _compute(layer.spec, layer.matrix, layer.bias1d, call, receiver, dtype)
+        _compute(layer.spec, layer.matrix, layer.bias1d, _with_scales(layer, call), receiver, dtype)
         for layer, call, receiver in zip(branches.layers, calls, receivers, strict=True)
     )
     return np.concatenate(results, axis=calls[0].out_layout.index("C")) if isinstance(out, str) else results
@@ -346,12 +346,18 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     return copy
 
 
+def _with_scales(layer: Any, call: arguments.Call) -> arguments.Call:
+    """Put a layer's own scales and shift into its call."""
+    input_scale, input_shift, output_scale = layer.scales
+    return call._replace(input_scale=input_scale, input_shift=input_shift, output_scale=output_scale)
+
+
 def _logits(classifier: Any, x: Any, dtype: DTypeLike) -> NDArray[Any]:
     """Compute the logits of a classifier, one channel for each class, into a new array."""
     calls, _ = arguments.check_chain(classifier.all_layers, x)
     logits: Any = calls[0].x
     for layer, call in zip(classifier.all_layers, calls, strict=True):
-        call = call._replace(**dict(zip(("input_scale", "input_shift", "output_scale"), layer.scales)))
+        call = _with_scales(layer, call)
         logits = _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=logits), None, dtype)
     return logits
 

@@ -283,11 +283,11 @@ def run_keras(layers, x):
     return y
 
 
-TANH = named("tanh")
+ACTIVATION = keras("Activation", activation=named("tanh"))
 LEAKY = keras("ReLU", max_value=None, negative_slope=0.1, threshold=0)
 KERAS = {
     "dense": ([dense(1, 12, 8, "relu"), keras("Dropout"), dense(3, 8, 5)], 2),
-    "norms": ([batch_norm(5, 12), dense(1, 12, 8), batch_norm(9, 8, affine=False), keras("Activation", activation=TANH)], 1),
+    "norms": ([batch_norm(5, 12), dense(1, 12, 8), batch_norm(9, 8, affine=False), ACTIVATION], 1),
     "convolutions": (
         [
             keras("InputLayer"),
