@@ -37,8 +37,9 @@ def from_sklearn(model: Any, *, layout: str = "NCHW", **kw: Any) -> PixelClassif
     Returns
     -------
     PixelClassifier, for a classifier; otherwise a PointwiseConv, or a PointwiseChain where something in between is not
-    affine. A regressor has a channel for each target, also for a single one. LinearDiscriminantAnalysis is a
-    classifier at the end of a pipeline, and a transformer if "passthrough" follows it.
+    affine. Maps have `n_features_in_` channels along the C axis of their shape. A regressor has a channel for each
+    target, also for a single one. LinearDiscriminantAnalysis is a classifier at the end of a pipeline, and a
+    transformer if "passthrough" follows it.
 
     Raises
     ------
@@ -47,13 +48,9 @@ def from_sklearn(model: Any, *, layout: str = "NCHW", **kw: Any) -> PixelClassif
 
     Examples
     --------
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn.preprocessing import StandardScaler
-    >>> samples = np.random.default_rng(0).normal(1e6, 1, (500, 4))
-    >>> model = make_pipeline(StandardScaler(), LogisticRegression()).fit(samples, samples[:, 0] > 1e6)
-    >>> pwconv.from_sklearn(model, layout="HWC").predict(samples.astype(np.float32).reshape(20, 25, 4)).shape
-    (20, 25)
+    >>> import sklearn.decomposition
+    >>> pwconv.from_sklearn(sklearn.decomposition.PCA(2).fit(np.eye(4)), layout="HWC").out_channels
+    2
     """
     read = estimators.read(model, "model")
     if read.is_classifier:
