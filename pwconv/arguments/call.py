@@ -143,19 +143,20 @@ def _layout_hint(in_channels: int, layout: str, shapes: tuple[tuple[int, ...], .
     return ""
 
 
-def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Array | None:
-    """Check a table with one value per channel, for all images or for each."""
+def _per_channel(value: Any, name: str, batch: int | None, channels: int) -> Float32Array | None:
+    """Check a table with one value per channel: for all images, or (`batch` is not None) for each."""
     if value is None:
         return None
     array = float32_array(value, name)
-    if array.shape not in ((channels,), (batch, channels)):
-        raise ValueError(f"{name} must have shape ({channels},) or ({batch}, {channels}), got {array.shape}")
+    if array.shape != (channels,) and array.shape != (batch, channels):
+        per_image = "" if batch is None else f" or ({batch}, {channels})"
+        raise ValueError(f"{name} must have shape ({channels},){per_image}, got {array.shape}")
     return np.ascontiguousarray(array)
 
 
 def table(value: Any, name: str, channels: int) -> Float32Array | None:
     """Check a layer's own table: None, or one value per channel."""
-    return None if value is None else _per_channel(value, name, 0, channels)
+    return _per_channel(value, name, None, channels)
 
 
 def residual_of(value: Any, name: str, shapes: Shapes | Call) -> NDArray[Any] | None:
