@@ -443,7 +443,7 @@ UNITS = {
 
 
 @pytest.mark.parametrize(
-    ("units", "named", "precisions", "told"),
+    ("units", "named", "precisions", "expected"),
     [
         ("none", "highest", ["highest"], None),
         ("none", "highest,high,medium", ["highest"], "highest, high and medium are float32"),
@@ -454,7 +454,7 @@ UNITS = {
         ("both", "high,highest,medium", ["high", "highest", "medium"], None),
     ],
 )
-def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, told):
+def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, expected):
     monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: UNITS[units])
     monkeypatch.setattr(peers, "_is_installed", lambda package: True)
     options = bench.parse(["--precision", named])
@@ -464,7 +464,7 @@ def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, p
     assert "torch-bf16" not in options.without
     options.peers = ["numpy"]
     text = " ".join(" ".join(introduction(options, MACHINE)).split())
-    assert told in text if told else "on this machine" not in text
+    assert expected in text if expected else "on this machine" not in text
 
 
 def test_a_peer_says_why_it_does_not_race(monkeypatch):
@@ -489,7 +489,7 @@ def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
     assert "nothing to race" in capsys.readouterr().err
 
 
-# What is told ---------------------------------------------------------------------------------------------------------
+# Reports --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -196,7 +196,7 @@ def test_plan_explains_wrong_shapes(backend):
 
 
 def same_layer(one, other):
-    """Whether two layers were told the same, bit for bit."""
+    """Whether two layers have the same arguments, bit for bit."""
     return (
         type(one) is type(other)
         and oracle.same_bits(one.weight, other.weight)
@@ -296,7 +296,7 @@ def test_reference_in_both_dtypes(activation):
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name is not None], ids=str)
 def test_reference_at_large_arguments_infinities_and_nan(activation):
-    """Far out, at infinities and at NaN, whatever NumPy is told to do about overflow."""
+    """Far out, at infinities and at NaN, whatever NumPy is set to do about overflow."""
     v = np.array([0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
     weight = np.ones((1, 1), np.float32)
     with np.errstate(all="raise"):
@@ -308,9 +308,9 @@ def test_reference_at_large_arguments_infinities_and_nan(activation):
 @backends
 def test_reference_of_a_layer_in_float64(backend):
     layer, x, residual = rich_layer(backend), normal(3, 2, 5, 7, 6), normal(4, 2, 4, 3, 7)
-    told = OPTIONS | {"out_layout": "NCHW"}
-    del told["precision"]
-    truth = oracle.pointwise(x, normal(1, 1, 1, 3, 4), normal(2, 4), residual=residual, **told)
+    options = OPTIONS | {"out_layout": "NCHW"}
+    del options["precision"]
+    truth = oracle.pointwise(x, normal(1, 1, 1, 3, 4), normal(2, 4), residual=residual, **options)
     value = pwconv.reference.call_layer(layer, x, residual=residual, dtype=np.float64)
     np.testing.assert_allclose(value, truth.value, rtol=1e-12, atol=1e-13)
 
