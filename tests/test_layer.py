@@ -1,4 +1,4 @@
-"""A layer as an object: its attributes, that nothing changes them, pickles, threads, the comparison with NumPy."""
+"""A layer as an object: attributes, immutability, pickles, threads, and the comparison with the NumPy reference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normal(seed, *shape):
 
 
 def rich_layer(backend):
-    """A layer in which no argument has its default."""
+    """A layer whose arguments all differ from their defaults."""
     return pwconv.PointwiseConv(normal(1, 1, 1, 3, 4), normal(2, 4), backend=backend, **OPTIONS)
 
 
@@ -228,7 +228,7 @@ def test_pickle_of_an_empty_layer(shape):
 
 
 def test_the_weights_travel_once():
-    """Also after a call, when they are packed, and out of band where the caller asks for it."""
+    """A pickle holds no packed weights, also after a call; with out-of-band buffers it refers to the weights."""
     layer = pwconv.PointwiseConv(normal(1, 256, 128))
     layer(normal(2, 1, 128, 16, 16))
     assert len(pickle.dumps(layer)) < layer.weight.nbytes + 2000
@@ -237,9 +237,9 @@ def test_the_weights_travel_once():
     assert sum(buffer.raw().nbytes for buffer in buffers) == layer.weight.nbytes
 
 
-@pytest.mark.parametrize("protocol", [4, 5])  # in older ones a damaged memo index makes pickle itself take gigabytes
+@pytest.mark.parametrize("protocol", [4, 5])  # in older ones a damaged memo index makes pickle allocate gigabytes
 def test_a_damaged_pickle_never_gives_another_layer(protocol):
-    """Every byte of a pickle is damaged in turn: that raises, or does no harm."""
+    """A pickle with one damaged byte raises, or gives an equal layer."""
     layer = rich_layer("auto")
     data = pickle.dumps(layer, protocol)
     harmless = 0
@@ -296,7 +296,7 @@ def test_reference_in_both_dtypes(activation):
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name is not None], ids=str)
 def test_reference_at_large_arguments_infinities_and_nan(activation):
-    """Far out, at infinities and at NaN, whatever NumPy is set to do about overflow."""
+    """Large arguments, infinities and NaN, while NumPy is set to raise floating-point errors."""
     v = np.array([0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
     weight = np.ones((1, 1), np.float32)
     with np.errstate(all="raise"):
@@ -338,7 +338,7 @@ def test_verify_the_function_with_out_as_residual():
 
 
 def test_verify_finds_an_error(monkeypatch):
-    """A reference that is wrong in one element, or loses a NaN, is found out."""
+    """`verify` reports an element in which result and reference differ, or one of them has a NaN."""
     layer, x = pwconv.PointwiseConv(normal(1, 4, 3)), normal(2, 1, 3, 5, 5)
     right = pwconv.reference.call_layer
 
