@@ -62,8 +62,8 @@ class PointwiseConv(Immutable, Layer):
     Attributes
     ----------
     in_channels, out_channels : int
-    weight, bias, input_scale, input_shift, output_scale : read-only float32 arrays with the shapes of the arguments; all
-        but `weight` may be None.
+    weight, bias, input_scale, input_shift, output_scale : read-only float32 arrays with the shapes of the arguments;
+        all but `weight` may be None.
     out_dtype : name of the result's dtype.
     stride, groups, layout, out_layout, weight_layout, input_activation, activation, precision, backend :
         the arguments as given.
@@ -273,9 +273,9 @@ def _unpickle(
     """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
     if _checksum(data, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
-    weight, bias, *scales = (None if part is None else np.frombuffer(part, np.float32) for part in data)
-    assert weight is not None
-    return cls(weight.reshape(shape), bias, **dict(zip(SCALES, scales, strict=True)), **options)
+    weight, *tables = (None if part is None else np.frombuffer(part, np.float32) for part in data)
+    named: dict[str, Any] = dict(zip(("bias", *SCALES), tables, strict=True))
+    return cls(np.reshape(weight, shape), **named, **options)
 
 
 def _checksum(data: tuple[Any, ...], *others: Any) -> int:

@@ -115,12 +115,7 @@ class ChannelReducer:
 
     def transform(self, x: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
         """Return the components of each pixel, in the layout of `x`; `out` and `num_threads` are as for a layer."""
-        matrix = self._projection()
-        # The mean, rounded to float32, is subtracted from x; the bias holds the rest. With the whole mean in the bias,
-        # the result would be the difference of two large sums, which loses digits.
-        shift = self.mean_.astype(np.float32)
-        layer = self._layer(matrix, matrix @ (shift - self.mean_))
-        return layer(x, input_shift=-shift, out=out, num_threads=num_threads)
+        return self.as_layer()(x, out=out, num_threads=num_threads)
 
     def fit_transform(
         self, x: Any, y: None = None, *, mask: Any = None, out: Any = None, num_threads: int | None = None
@@ -134,9 +129,12 @@ class ChannelReducer:
         return self._layer(self.components_.T * scale, self.mean_)(z, out=out, num_threads=num_threads)
 
     def as_layer(self) -> PointwiseConv:
-        """Return `transform` as a layer whose bias includes the mean; its rounding errors are larger."""
+        """Return `transform` as a layer."""
         matrix = self._projection()
-        return self._layer(matrix, -matrix @ self.mean_)
+        # The mean, rounded to float32, is subtracted from x; the bias holds the rest. With the whole mean in the bias,
+        # the result would be the difference of two large sums, which loses digits.
+        shift = self.mean_.astype(np.float32)
+        return self._layer(matrix, matrix @ (shift - self.mean_), input_shift=-shift)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
@@ -197,8 +195,8 @@ class ChannelReducer:
         scale = self._scale()
         return self.components_ / scale[:, np.newaxis]
 
-    def _layer(self, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> PointwiseConv:
-        return PointwiseConv(matrix.astype(np.float32), bias.astype(np.float32), layout=self.layout)
+    def _layer(self, matrix: NDArray[np.float64], bias: NDArray[np.float64], **options: Any) -> PointwiseConv:
+        return PointwiseConv(matrix.astype(np.float32), bias.astype(np.float32), layout=self.layout, **options)
 
 
 def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments:

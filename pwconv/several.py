@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pwconv import arguments, reference, runtime, sequential, training
 from pwconv.arguments import Call, Float32Array
@@ -140,9 +141,9 @@ class PointwiseChain(Layers):
         Parameters
         ----------
         x : as for the first layer.
-        residual : {i: array}; the float32 array is added to the sums of layer i, before its activation.
+        residual : {i: array}; the array is added to the sums of layer i, before its activation.
         keep : numbers of layers whose results are returned too. The return value is then `(kept, ..., y)`.
-        out : float32, receives y. It may be the last layer's residual; it shares no memory with any other argument.
+        out : receives y. It may be the last layer's residual; it shares no memory with any other argument.
         num_threads : as for a layer.
 
         Raises
@@ -156,7 +157,7 @@ class PointwiseChain(Layers):
         last = len(calls) - 1
         for i in {*kept, last}:
             if results[i] is None:
-                results[i] = np.empty(calls[i].out_shape, np.float32)
+                results[i] = arguments.empty_result(calls[i].out_shape, self.layers[i].spec.out_dtype)
         self._run(calls, tuple(results))
         if out is not None:
             results[last] = out  # the object that was given, not the array that views it
@@ -263,10 +264,16 @@ class PointwiseBranches(Layers):
             return tuple([layer(x, num_threads=num_threads) for layer in self.layers])
         calls = arguments.check_branches(self.layers, x, out, num_threads)
         if isinstance(out, str):
-            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"))
+            names = sorted({layer.spec.out_dtype for layer in self.layers})
+            if len(names) > 1:
+                raise ValueError(f"out='concat' needs branches of one out_dtype, got {' and '.join(names)}")
+            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"), names[0])
             self._run(calls, parts)
             return joined
-        results: list[Any] = [np.empty(call.out_shape, np.float32) if call.out is None else call.out for call in calls]
+        results: list[Any] = [
+            arguments.empty_result(call.out_shape, layer.spec.out_dtype) if call.out is None else call.out
+            for layer, call in zip(self.layers, calls, strict=True)
+        ]
         self._run(calls, tuple(results))
         given = [None] * len(calls) if out is None else out
         return tuple(result if receiver is None else receiver for result, receiver in zip(results, given, strict=True))
@@ -278,9 +285,9 @@ class PointwiseBranches(Layers):
         return self._sum_of_costs(calls) - Cost(0, 0, 4 * again)
 
 
-def _joined(shapes: list[tuple[int, ...]], axis: int) -> tuple[Float32Array, tuple[Float32Array, ...]]:
+def _joined(shapes: list[tuple[int, ...]], axis: int, dtype: str) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
     """Return a new map that joins maps of these shapes along an axis, and a view of each part."""
     ends = list(itertools.accumulate(shape[axis] for shape in shapes))
     shape = shapes[0]
-    joined = np.empty((*shape[:axis], ends[-1], *shape[axis + 1 :]), np.float32)
+    joined = arguments.empty_result((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype)
     return joined, tuple(np.split(joined, ends[:-1], axis))

@@ -106,7 +106,9 @@ def layer_backward(
     """Compute `layer.backward` for a `pwconv.PointwiseConv`."""
     task = arguments.check_layer_backward(layer, grad_y, x, need, num_threads)
     if layer.out_dtype != "float32":
-        raise ValueError(f"backward needs a layer with out_dtype 'float32', got {layer.out_dtype!r}: no rounding has slopes")
+        raise ValueError(
+            f"backward needs a layer with out_dtype 'float32', got {layer.out_dtype!r}: no rounding has slopes"
+        )
     before, after = layer.spec.input_activation, layer.spec.activation
     running: dict[str, Any] = {"num_threads": num_threads, "backend": layer.spec.backend}
     options = running | {

@@ -72,7 +72,7 @@ cdef bint has_strides(const Py_buffer* view) noexcept:
 
 
 cdef int take_buffer(object exporter, Py_buffer* view, bint writable) except -2:
-    """Takes an array's buffer and returns the kind of its elements; -1, without a buffer, if a kernel cannot read it."""
+    """Takes an array's buffer and returns the kind of its elements; -1, without a buffer, if no kernel reads them."""
     cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
     cdef int kind
     if type(exporter) is not ndarray and hasattr(exporter, "mask"):

@@ -229,8 +229,8 @@ cdef bint is_name(object value) noexcept:
 
 
 def pointwise_conv(x, weight, bias, stride, groups, layout, out_layout, weight_layout, input_scale, input_shift,
-                   input_activation, output_scale, residual, activation, out, out_dtype, precision, num_threads, backend,
-                   /):
+                   input_activation, output_scale, residual, activation, out, out_dtype, precision, num_threads,
+                   backend, /):
     """See pwconv.pointwise_conv."""
     cdef EngineSpec spec = None
     cdef Arguments call

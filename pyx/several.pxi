@@ -2,7 +2,7 @@
 
 cdef enum:
     MIN_BLOCK_OF_STEPS = 48        # pixels; smaller blocks waste more lanes of tiles than the cache saves
-    VALUES = RESIDUAL              # the buffers of a head: the logits of the best classes, the mask of pixels, the result
+    VALUES = RESIDUAL              # the buffers of a head: logits of the best classes, the mask, and the result (OUT)
     MASK = WEIGHT
 
 

@@ -1,9 +1,10 @@
 # Streaming: layers with few out channels, or few channels on both sides, whose time is that of moving pixels.
 #
-# A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels is
-# cut into chunks whose channels fit the first-level cache, and each chunk is computed by at most three calls: pack (to
-# float32, pixels adjacent), multiply (all out channels of a group), store (rounded, in the layout of the result). Pixels
-# of one channel are the columns of operand B, so that the weights are packed as for tiles.
+# A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels
+# is cut into chunks whose channels fit the first-level cache. A chunk takes three kinds of calls: pack (to float32,
+# pixels adjacent), stream (multiplied by all weights of a group) and unpack (rounded, in the layout of the result).
+# Pixels are the columns of operand B, so that weights are packed as for tiles. Pictures of up to four channels take one
+# call for all three.
 
 cdef enum:
     STREAM_FLOATS = 9216           # floats of a chunk, in and out channels together: three quarters of a usual L1

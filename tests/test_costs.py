@@ -53,7 +53,7 @@ def test_a_convolution_by_hand():
 
 
 def test_what_a_reduction_saves():
-    """A reduction leaves a tenth of the multiply-adds of an early 5x5 layer; the bytes of a late one are mostly weights."""
+    """A reduction leaves a tenth of the multiply-adds of a 5x5 layer. In late layers most bytes are weights."""
     direct = conv_cost(192, 32, 5, 28)
     reduced = conv_cost(192, 16, 1, 28) + conv_cost(16, 32, 5, 28)
     assert (reduced / direct).macs == pytest.approx((192 * 16 + 16 * 32 * 25) / (192 * 32 * 25))

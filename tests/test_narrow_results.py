@@ -126,7 +126,11 @@ def test_big_endian_maps(backend, dtype, layout):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [*DTYPES, ">i2"])
 def test_a_narrow_residual(backend, dtype):
-    x, weight, residual = numbers((2, 40, 5, 7), np.float32), numbers((33, 40), np.float32), numbers((2, 33, 5, 7), dtype)
+    x, weight, residual = (
+        numbers((2, 40, 5, 7), np.float32),
+        numbers((33, 40), np.float32),
+        numbers((2, 33, 5, 7), dtype),
+    )
     options = {"activation": "relu", "backend": backend}
     expected = pwconv.pointwise_conv(x, weight, residual=residual.astype(np.float32), **options)
     assert np.array_equal(pwconv.pointwise_conv(x, weight, residual=residual, **options), expected)

@@ -533,3 +533,27 @@ LAYER = PointwiseConv(np.ones((6, 4), np.float32))
 def test_errors_of_factorization(function, arguments, error, message):
     with pytest.raises(error, match=message):
         function(*arguments)
+
+
+def test_hidden_pixels_of_a_masked_array_do_not_count():
+    x = np.ma.masked_equal(np.array([[[1.0], [2.0], [3.0], [-9999.0]]], np.float32), -9999.0)
+    reducer = pwconv.ChannelReducer(1, layout="HWC").fit(x)
+    assert reducer.mean_ == 2
+    assert reducer.n_samples_seen_ == 3
+    bands = np.random.default_rng(0).random((20, 30, 5), np.float32)
+    hidden = np.ma.masked_greater(bands, 0.9)
+    shown = ~np.ma.getmaskarray(hidden).any(axis=2)
+    fitted = pwconv.ChannelReducer(3, layout="HWC").fit(hidden)
+    expected = pwconv.ChannelReducer(3, layout="HWC").fit(bands, mask=shown)
+    assert np.array_equal(fitted.components_, expected.components_)
+    again = pwconv.ChannelReducer(3, layout="HWC").fit(hidden, mask=shown)
+    assert np.array_equal(again.components_, expected.components_)
+
+
+def test_the_layer_far_from_zero_is_the_transform():
+    x = np.array([[[100000, 100001], [100001, 100000], [100002, 100003], [100003, 100002]]], np.float32)
+    reducer = pwconv.ChannelReducer(2, layout="HWC").fit(x)
+    z = reducer.transform(x)
+    assert np.array_equal(reducer.as_layer()(x), z)
+    expected = (x.reshape(-1, 2).astype(np.float64) - reducer.mean_) @ reducer.components_.T
+    assert np.abs(z.reshape(-1, 2) - expected).max() < 1e-6

@@ -57,8 +57,8 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a base-class array over the same memory."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(
-            f"{name} must not hide values behind a mask: fill them with {name}.filled(value), or give mask= to a method "
-            "that takes it"
+            f"{name} must not hide values behind a mask: fill them with {name}.filled(value), or give mask= where a "
+            "method takes it"
         )
     # type() and not isinstance(): a proxy object reports another class as its __class__.
     if not issubclass(type(value), np.ndarray):

@@ -59,4 +59,3 @@ def rounded(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
             return values.astype(dtype)
     limits = np.iinfo(dtype)
     return np.nan_to_num(np.clip(np.rint(values), limits.min, limits.max), nan=0.0).astype(dtype)
-
