@@ -82,6 +82,8 @@ class PixelClassifier(Immutable):
         if link not in links.LINKS:
             raise ValueError(f"link must be one of {', '.join(map(repr, links.LINKS))}, got {link!r}")
         head = layers[-1]
+        if head.out_dtype != "float32":
+            raise ValueError(f"the last layer of a classifier must have out_dtype float32, got {head.out_dtype}")
         if head.out_channels == 1 and link != "multilabel":
             head = _with_two_rows(head)
         classifier = super().__new__(cls)
@@ -159,8 +161,8 @@ class PixelClassifier(Immutable):
         Maps between the layers and the map of logits never exist as a whole. Logits have the bits of the layers called
         one by one. `classes` and `link` are those of the constructor.
 
-        Raises TypeError for anything but a chain or a layer; ValueError for a last layer with a single out channel (a
-        binary classifier) and an activation, since class 0 has the logit 0.
+        Raises TypeError for anything but a chain or a layer; ValueError for a last layer with another out_dtype than
+        float32, or with a single out channel (a binary classifier) and an activation, since class 0 has the logit 0.
 
         Examples
         --------

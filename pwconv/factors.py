@@ -94,8 +94,9 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
         raise ValueError(f"layer must have no groups, got groups={layer.groups}")
     left, right, kept = _truncated_svd(layer.matrix, rank, energy)
     common: dict[str, Any] = {"layout": layer.layout, "precision": layer.precision, "backend": layer.backend}
-    reduce = PointwiseConv(right, stride=layer.stride, input_activation=layer.input_activation, **common)
-    widen = PointwiseConv(left, layer.bias, out_layout=layer.out_layout, activation=layer.activation, **common)
+    front = {name: getattr(layer, name) for name in ("stride", "input_scale", "input_shift", "input_activation")}
+    back = {name: getattr(layer, name) for name in ("bias", "output_scale", "out_layout", "activation")}
+    reduce, widen = PointwiseConv(right, **front, **common), PointwiseConv(left, **back, **common)
     return Factorization([reduce, widen], kept)
 
 

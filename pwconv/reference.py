@@ -75,15 +75,10 @@ def call_layer(
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Compute `layer(x, ...)` for a `pwconv.PointwiseConv`, in `dtype`."""
-    spec, matrix = layer.spec, layer.matrix
-    own = layer.scales
-    input_scale = own[0] if input_scale is None else input_scale
-    input_shift = own[1] if input_shift is None else input_shift
-    output_scale = own[2] if output_scale is None else output_scale
     call = arguments.check_call(
-        spec, matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
+        layer.spec, layer.matrix.shape, x, input_scale, input_shift, output_scale, residual, out, num_threads
     )
-    return _compute(spec, matrix, layer.bias1d, call, out, dtype)
+    return _compute_layer(layer, call, out, dtype)
 
 
 def call_chain(
@@ -101,8 +96,7 @@ def call_chain(
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
         source = maps[-1] if maps else call.x
-        call = _with_scales(layer, call)
-        maps.append(_compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=source), out, dtype))
+        maps.append(_compute_layer(layer, call._replace(x=source), out, dtype))
     return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
 
 
@@ -113,7 +107,7 @@ def call_branches(
     calls = arguments.check_branches(branches.layers, x, out, num_threads)
     receivers = out if isinstance(out, list | tuple) else [None] * len(calls)
     results = tuple(
-        _compute(layer.spec, layer.matrix, layer.bias1d, _with_scales(layer, call), receiver, dtype)
+        _compute_layer(layer, call, receiver, dtype)
         for layer, call, receiver in zip(branches.layers, calls, receivers, strict=True)
     )
     return np.concatenate(results, axis=calls[0].out_layout.index("C")) if isinstance(out, str) else results
@@ -325,15 +319,22 @@ class Layer:
     bias1d: Float32Array | None
     spec: Spec
 
-    scales: Any
+    scales: tuple[Float32Array | None, ...]
 
-    def __new__(cls, matrix: Float32Array, bias: Float32Array | None, spec: Spec, scales: Any = (None,) * 3) -> Self:
+    def __new__(
+        cls,
+        matrix: Float32Array,
+        bias: Float32Array | None,
+        spec: Spec,
+        scales: tuple[Float32Array | None, ...] = (None, None, None),
+    ) -> Self:
         layer = super().__new__(cls)
         # PointwiseConv forbids assignment.
         object.__setattr__(layer, "matrix", _read_only_copy(matrix))
         object.__setattr__(layer, "bias1d", None if bias is None else _read_only_copy(bias))
         object.__setattr__(layer, "spec", spec)
-        object.__setattr__(layer, "scales", scales)
+        copies = tuple(None if scale is None else _read_only_copy(scale) for scale in scales)
+        object.__setattr__(layer, "scales", copies)
         return layer
 
     __call__ = call_layer
@@ -346,20 +347,20 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     return copy
 
 
-def _with_scales(layer: Any, call: arguments.Call) -> arguments.Call:
-    """Put a layer's own scales and shift into its call."""
-    input_scale, input_shift, output_scale = layer.scales
-    return call._replace(input_scale=input_scale, input_shift=input_shift, output_scale=output_scale)
-
-
 def _logits(classifier: Any, x: Any, dtype: DTypeLike) -> NDArray[Any]:
     """Compute the logits of a classifier, one channel for each class, into a new array."""
     calls, _ = arguments.check_chain(classifier.all_layers, x)
     logits: Any = calls[0].x
     for layer, call in zip(classifier.all_layers, calls, strict=True):
-        call = _with_scales(layer, call)
-        logits = _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(x=logits), None, dtype)
+        logits = _compute_layer(layer, call._replace(x=logits), None, dtype)
     return logits
+
+
+def _compute_layer(layer: Any, call: arguments.Call, out: Any, dtype: DTypeLike) -> NDArray[Any]:
+    """Compute a call of a layer, whose own scales and shifts stand in for those that the call does not give."""
+    names = ("input_scale", "input_shift", "output_scale")
+    own = {name: scale for name, scale in zip(names, layer.scales, strict=True) if getattr(call, name) is None}
+    return _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(**own), out, dtype)
 
 
 @np.errstate(all="ignore")

@@ -109,8 +109,6 @@ def layer_backward(
         raise ValueError(
             f"backward needs a layer with out_dtype 'float32', got {layer.out_dtype!r}: no rounding has slopes"
         )
-    if any(table is not None for table in layer.scales):
-        raise ValueError("backward needs a layer without input_scale, input_shift and output_scale")
     before, after = layer.spec.input_activation, layer.spec.activation
     running: dict[str, Any] = {"num_threads": num_threads, "backend": layer.spec.backend}
     options = running | {
@@ -129,20 +127,52 @@ def layer_backward(
         )
         return flat.reshape(v.shape)
 
-    inputs = [apply(layer.input_activation, part) for part in task.parts]
+    scaled = _scaled(layer, task)
+    inputs = [apply(layer.input_activation, part) for part in scaled]
     operand = inputs if isinstance(task.call.x, list) else inputs[0]
     gradient = task.grad_y
     if layer.activation is not None and task.need:
-        sums = pointwise_conv(operand, layer.weight, layer.bias, precision=layer.precision, **options)
+        sums = pointwise_conv(
+            operand, layer.weight, layer.bias, output_scale=layer.output_scale, precision=layer.precision, **options
+        )
         gradient = gradient * derivative(after, sums, apply)
+    if layer.output_scale is not None:
+        gradient = gradient * _along_channels(layer.output_scale, task)
     grad_x: Any
     grad_x, grad_weight, grad_bias = pointwise_conv_backward(
         gradient, operand, layer.weight, need=task.need - ({"bias"} if layer.bias is None else set()), **options
     )
-    if layer.input_activation is not None and "x" in task.need:
-        for grad, part in zip(grad_x if isinstance(grad_x, list) else [grad_x], task.parts, strict=True):
-            grad *= derivative(before, part.astype(np.float32, copy=False), apply)
+    if "x" in task.need:
+        grads = grad_x if isinstance(grad_x, list) else [grad_x]
+        if layer.input_activation is not None:
+            for grad, part in zip(grads, scaled, strict=True):
+                grad *= derivative(before, part.astype(np.float32, copy=False), apply)
+        if layer.input_scale is not None:
+            for grad, scale in zip(grads, _split(layer.input_scale, task), strict=True):
+                grad *= scale
     return grad_x, grad_weight, grad_bias
+
+
+def _scaled(layer: Any, task: Backward) -> list[NDArray[Any]]:
+    """Return the maps of `x` as they are before the layer's input activation."""
+    parts = task.parts
+    if layer.input_scale is not None:
+        parts = [part * scale for part, scale in zip(parts, _split(layer.input_scale, task), strict=True)]
+    if layer.input_shift is not None:
+        parts = [part + shift for part, shift in zip(parts, _split(layer.input_shift, task), strict=True)]
+    return parts
+
+
+def _split(values: Float32Array, task: Backward) -> list[Float32Array]:
+    """Divide one value per in channel among the maps of `x`."""
+    axis = task.call.layout.index("C")
+    ends = np.cumsum([part.shape[axis] for part in task.parts])[:-1]
+    return np.split(_along_channels(values, task), ends, axis)
+
+
+def _along_channels(values: Float32Array, task: Backward) -> Float32Array:
+    """View one value per channel as a map of one pixel."""
+    return values.reshape([-1 if letter == "C" else 1 for letter in task.call.layout])
 
 
 def chain_backward(

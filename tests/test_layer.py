@@ -71,9 +71,6 @@ def test_weight_keeps_its_shape(backend, weight_layout, shape):
     assert np.array_equal(layer.weight, weight)
 
 
-SCALES = ("input_scale", "input_shift", "output_scale")  # of the layer, or of one call
-
-
 def test_signatures_agree():
     """The layer and the NumPy reference take the arguments of the function: same names, order, kinds and defaults."""
     function = dict(inspect.signature(pwconv.pointwise_conv).parameters)
@@ -81,7 +78,8 @@ def test_signatures_agree():
     assert list(reference) == [*function, "dtype"]
     constructor = dict(inspect.signature(pwconv.PointwiseConv).parameters)
     call = dict(inspect.signature(pwconv.reference.call_layer).parameters)
-    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in SCALES), "dtype"]
+    own = ("input_scale", "input_shift", "output_scale")  # which both take
+    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in own), "dtype"]
     for parameters in (reference, constructor, call):
         for name in function.keys() & parameters.keys() - {"backend"}:
             assert parameters[name].default == function[name].default

@@ -886,6 +886,8 @@ def test_wrong_chains_are_explained():
         PixelClassifier.from_chain(chain, link="probit")
     with pytest.raises(ValueError, match=r"^the last layer of a binary classifier must have no activation, got 'tanh'"):
         PixelClassifier.from_chain(PointwiseConv(normal(1, 1, 3), activation="tanh"))
+    with pytest.raises(ValueError, match=r"^the last layer of a classifier must have out_dtype float32, got uint8$"):
+        PixelClassifier.from_chain(PointwiseConv(normal(1, 5, 3), out_dtype="uint8"))
     x = np.zeros((1, 33, 4, 5), np.float32)
     clf = PixelClassifier.from_chain(chain)
     for call, message in (

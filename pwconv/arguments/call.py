@@ -151,7 +151,12 @@ def _per_channel(value: Any, name: str, batch: int, channels: int) -> Float32Arr
 
 def table(value: Any, name: str, channels: int) -> Float32Array | None:
     """Check a layer's own table: None, or one value per channel."""
-    return None if value is None else _per_channel(value, name, 0, channels)
+    if value is None:
+        return None
+    array = float32_array(value, name)
+    if array.shape != (channels,):
+        raise ValueError(f"{name} must have shape ({channels},), got {array.shape}")
+    return np.ascontiguousarray(array)
 
 
 def residual_of(value: Any, name: str, shapes: Shapes | Call) -> NDArray[Any] | None:
