@@ -71,9 +71,6 @@ def test_weight_keeps_its_shape(backend, weight_layout, shape):
     assert np.array_equal(layer.weight, weight)
 
 
-SCALES = ("input_scale", "input_shift", "output_scale")  # of the layer, or of one call
-
-
 def test_signatures_agree():
     """The layer and the NumPy reference take the arguments of the function: same names, order, kinds and defaults."""
     function = dict(inspect.signature(pwconv.pointwise_conv).parameters)
@@ -81,7 +78,8 @@ def test_signatures_agree():
     assert list(reference) == [*function, "dtype"]
     constructor = dict(inspect.signature(pwconv.PointwiseConv).parameters)
     call = dict(inspect.signature(pwconv.reference.call_layer).parameters)
-    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in SCALES), "dtype"]
+    own = ("input_scale", "input_shift", "output_scale")  # which both take
+    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in own), "dtype"]
     for parameters in (reference, constructor, call):
         for name in function.keys() & parameters.keys() - {"backend"}:
             assert parameters[name].default == function[name].default
@@ -296,11 +294,7 @@ def test_reference_in_both_dtypes(activation):
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name is not None], ids=str)
 def test_reference_at_large_arguments_infinities_and_nan(activation):
-<<<<<<< HEAD
-    """Far out, at infinities and at NaN, whatever NumPy is set to do about overflow."""
-=======
     """Large arguments, infinities and NaN, while NumPy is set to raise floating-point errors."""
->>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
     v = np.array([0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
     weight = np.ones((1, 1), np.float32)
     with np.errstate(all="raise"):
