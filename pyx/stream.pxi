@@ -40,7 +40,11 @@ cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexc
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
     if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or not 0 < problem.k <= SUM_BLOCK:
         return False
-    return problem.outs <= STREAM_MAX_OUTS and (problem.outs <= STREAM_FEW_OUTS or problem.k <= STREAM_MAX_K)
+    if problem.outs > STREAM_MAX_OUTS or problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
+        return problem.outs <= STREAM_MAX_OUTS
+    # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
+    return (problem.outs <= STREAM_FEW_OUTS
+            and problem.pixels * problem.k * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2])
 
 
 cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogil:
