@@ -337,18 +337,22 @@ class Components(NamedTuple):
     explained_variance_ratio: NDArray[np.float64]
 
 
-def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mask: Any = None) -> Components:
+def principal_components(
+    x: Any, n_components: int | float | None = None, *, layout: str = "NCHW", mask: Any = None
+) -> Components:
     """Compute the attributes of `pwconv.ChannelReducer(n_components, layout=layout).fit(x, mask=mask)` in float64."""
     parts, counted, _ = arguments.check_pixels(layout, x, mask)
     pixels = np.concatenate([part.astype(np.float64) for part in parts])
     samples = pixels.reshape(len(pixels), -1) if counted is None else pixels[:, counted]
+    count = arguments.component_count(n_components, *samples.shape)
     mean = samples.mean(axis=1)
     _, values, rows = np.linalg.svd((samples.T - mean), full_matrices=False)
     variances = values**2 / (samples.shape[1] - 1)
-    signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
-    components = (signs[:, np.newaxis] * rows)[:n_components]
     ratios = variances / (variances.sum() or 1)  # 0 for a flat image
-    return Components(components, mean, variances[:n_components], ratios[:n_components])
+    kept = arguments.components_kept(count, ratios)
+    signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
+    components = (signs[:, np.newaxis] * rows)[:kept]
+    return Components(components, mean, variances[:kept], ratios[:kept])
 
 
 class Plan(NamedTuple):

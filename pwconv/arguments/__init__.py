@@ -32,7 +32,7 @@ from pwconv.arguments.classifiers import (
 from pwconv.arguments.dtypes import RESULT_DTYPES, empty_result, numpy_dtype, rounded
 from pwconv.arguments.gradients import GRADIENTS, Backward, check_backward, check_layer_backward, parse_need
 from pwconv.arguments.layouts import NAMED_LAYOUTS, without
-from pwconv.arguments.pixels import check_pixels, hides_elements
+from pwconv.arguments.pixels import check_pixels, component_count, components_kept, hides_elements
 from pwconv.arguments.several import check_branches, check_chain, parse_layers
 from pwconv.arguments.spec import PRECISIONS, Spec, StrideLike, parse_spec, resolve_rank
 from pwconv.arguments.weights import as_kernel, bias_vector, norm_vector, weight_matrix
@@ -76,6 +76,8 @@ __all__ = [
     "check_top_k",
     "check_values",
     "class_names",
+    "component_count",
+    "components_kept",
     "empty_result",
     "float32_array",
     "foreign_array",

@@ -43,7 +43,7 @@ def counted_pixels(
     counted: Any = None if mask is None else as_array(mask, "mask")
     if counted is not None:
         if counted.dtype != bool:
-            raise TypeError(f"mask must be bool, got {counted.dtype}: mask != 0 is bool")
+            raise TypeError(f"mask must be bool, got {counted.dtype}: mask != 0 makes it so")
         try:
             counted = np.broadcast_to(counted, pixels)
         except ValueError:
@@ -67,6 +67,34 @@ def check_pixels(
     axis = channel_axis(layout_letters(parsed, len(maps.shapes[0])), maps.shapes)
     counted = counted_pixels(mask, hidden, axis, maps.shapes[0])
     return [np.moveaxis(array, axis, 0) for array in maps.named.values()], counted, parse_num_threads(num_threads)
+
+
+def component_count(value: Any, channels: int, pixels: int | None = None) -> int | float | None:
+    """Check a number of components: None, an integer, or a share of the variance.
+
+    `pixels` is how many pixels count, if no more will follow; there are no more components than pixels or channels.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float | np.floating):
+        share = float(value)
+        if not 0 < share < 1:
+            raise ValueError(
+                f"n_components must be None, an integer, or a share of the variance between 0 and 1, got {share}"
+            )
+        return share
+    return integer(value, "n_components", 1, channels if pixels is None else min(channels, pixels))
+
+
+def components_kept(count: int | float | None, ratios: NDArray[np.float64]) -> int:
+    """Return how many components a checked number of them means, of those with these shares of the variance."""
+    if count is None:
+        return len(ratios)
+    if isinstance(count, int):
+        return count
+    # As sklearn.decomposition.PCA: as few as explain more than this share. A flat image has one.
+    reached = int(np.searchsorted(np.cumsum(ratios), count, side="right")) + 1 if ratios.any() else 1
+    return min(reached, len(ratios))
 
 
 def value_fill(fill: Any, needed: bool, dtype: str) -> float | None:
