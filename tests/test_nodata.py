@@ -251,21 +251,21 @@ def test_no_pixels(backend, shape):
 
 
 def test_narrow_logits(isa):
-    """A chain whose logits are rounded to integers: pixels are found to be NaN before that."""
+    """Logits that `out` rounds to integers: pixels are found to be NaN before that."""
     x, mask, _ = scene("HWC")
     x[3, 4] = np.nan
     counted = mask & ~np.isnan(x).any(axis=-1)
-    layer = PointwiseConv(normal(1, 5, 7) * 100, layout="HWC", out_dtype="int16")
-    clf = PixelClassifier.from_chain(layer)
-    result = clf.decision_function(x, mask=mask, fill=-32768)
-    assert result.dtype == np.int16
-    assert np.array_equal(result, filled(layer(x), counted, -1, -32768))
-    assert np.array_equal(pwconv.reference.decision_function(clf, x, mask=mask, fill=-32768), result)
+    clf = PixelClassifier(normal(1, 5, 7) * 100, layout="HWC")
+    out = np.empty((23, 31, 5), np.int16)
+    assert clf.decision_function(x, mask=mask, fill=-32768, out=out) is out
+    assert np.array_equal(out, filled(np.rint(np.nan_to_num(clf.decision_function(x))), counted, -1, -32768))
+    twin = pwconv.reference.decision_function(clf, x, mask=mask, fill=-32768, out=np.empty_like(out))
+    assert np.array_equal(twin, out)
     with pytest.raises(ValueError, match=r"^fill must be given where a mask hides pixels: int16 has no NaN"):
-        clf.decision_function(x, mask=mask)
+        clf.decision_function(x, mask=mask, out=out)
     for fill in (40000, 0.5, np.nan):
         with pytest.raises(ValueError, match=r"^fill must be an integer that int16 holds, got"):
-            clf.decision_function(x, mask=mask, fill=fill)
+            clf.decision_function(x, mask=mask, fill=fill, out=out)
 
 
 # Resized labels -------------------------------------------------------------------------------------------------------
