@@ -73,7 +73,7 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
     Parameters
     ----------
     layer : a `PointwiseConv` without groups. The first layer of the result has its stride and input activation, the
-        second its bias, activation and out_layout.
+        second its bias, activation, out_layout and out_dtype.
     rank : number of channels in between. Give either `rank` or `energy`.
     energy : a share of the sum of squared weights, above 0 and at most 1. The rank is the smallest that keeps it.
 
@@ -95,7 +95,7 @@ def factorize(layer: PointwiseConv, rank: int | None = None, energy: float | Non
     left, right, kept = _truncated_svd(layer.matrix, rank, energy)
     common: dict[str, Any] = {"layout": layer.layout, "precision": layer.precision, "backend": layer.backend}
     front = {name: getattr(layer, name) for name in ("stride", "input_scale", "input_shift", "input_activation")}
-    back = {name: getattr(layer, name) for name in ("bias", "output_scale", "out_layout", "activation")}
+    back = {name: getattr(layer, name) for name in ("bias", "output_scale", "out_layout", "activation", "out_dtype")}
     reduce, widen = PointwiseConv(right, **front, **common), PointwiseConv(left, **back, **common)
     return Factorization([reduce, widen], kept)
 

@@ -248,7 +248,7 @@ class PointwiseBranches(Layers):
         Parameters
         ----------
         x : as for a layer.
-        out : None for new arrays; or a tuple of float32 arrays with any strides, which receive the results and are
+        out : None for new arrays; or a tuple of arrays as a layer takes them, which receive the results and are
             returned (None in the tuple means a new array; the arrays share no memory); or "concat", for one new map
             that joins the results along C.
         num_threads : as for a layer.
@@ -264,10 +264,8 @@ class PointwiseBranches(Layers):
             return tuple([layer(x, num_threads=num_threads) for layer in self.layers])
         calls = arguments.check_branches(self.layers, x, out, num_threads)
         if isinstance(out, str):
-            names = sorted({layer.spec.out_dtype for layer in self.layers})
-            if len(names) > 1:
-                raise ValueError(f"out='concat' needs branches of one out_dtype, got {' and '.join(names)}")
-            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"), names[0])
+            dtype = self.layers[0].spec.out_dtype
+            joined, parts = _joined([call.out_shape for call in calls], calls[0].out_layout.index("C"), dtype)
             self._run(calls, parts)
             return joined
         results: list[Any] = [

@@ -1,6 +1,7 @@
 """Narrow results, narrow residuals, byte orders, scales of a layer, and maps with few channels, which are streamed."""
 
 import pickle
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -196,3 +197,50 @@ def test_a_mask_is_never_ignored(backend):
         layer(hidden)
     with pytest.raises(TypeError, match=r"^weight must not hide values behind a mask"):
         pwconv.pointwise_conv(x.data, np.ma.masked_less(np.ones((2, 3), np.float32), 2), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_branches_of_several_dtypes(backend):
+    x, weight = numbers((2, 6, 9, 8), np.uint8), numbers((5, 6), np.float32, 1)
+    wide, narrow, half = (
+        pwconv.PointwiseConv(weight, out_dtype=d, backend=backend) for d in (None, "int16", "float16")
+    )
+    outs = tuple(np.empty((2, 5, 9, 8), d) for d in (np.uint8, np.int16, np.float16))
+    results = pwconv.PointwiseBranches([wide, narrow, half])(x, out=outs)
+    assert all(one is other for one, other in zip(results, outs, strict=True))
+    y = wide(x)
+    assert all(same(out, rounded(y, out.dtype)) for out in outs)
+    joined = pwconv.PointwiseBranches([narrow, narrow])(x, out="concat")
+    assert same(joined, np.concatenate([narrow(x), narrow(x)], axis=1))
+    with pytest.raises(ValueError, match=r"^out='concat' needs branches of one out_dtype, got float32 and int16$"):
+        pwconv.PointwiseBranches([wide, narrow])(x, out="concat")
+    with pytest.raises(TypeError, match=r"^out\[1\] must be int16 as out_dtype says, got uint8$"):
+        pwconv.PointwiseBranches([wide, narrow])(x, out=(None, np.empty((2, 5, 9, 8), np.uint8)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_made_of_a_narrow_layer_stays_narrow(dtype):
+    x, weight = numbers((2, 6, 9, 8), np.uint8), numbers((5, 6), np.float32, 1)
+    layer = pwconv.PointwiseConv(weight, out_dtype=dtype)
+    name = np.dtype(dtype).name
+    assert f"out_dtype='{name}'" in repr(layer)
+    copy = pickle.loads(pickle.dumps(layer))
+    assert copy.out_dtype == layer.out_dtype == name
+    assert same(copy(x), layer(x))
+    assert layer.fold_batchnorm(None, None, np.zeros(5), np.ones(5)).out_dtype == name
+    factors = pwconv.factorize(layer, rank=2)
+    assert [part.out_dtype for part in factors.layers] == ["float32", name]
+    assert factors(x).dtype == np.dtype(dtype)
+    # One unit of integers, or of the last place of a float, where the sums of both lie on two sides of a half.
+    report = pwconv.verify(layer, x)
+    assert report.max_error <= (1 if np.dtype(dtype).kind in "iu" else 2.0**-8 * np.abs(layer(x).astype(float)).max())
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    """Only a new bfloat16 result needs the package: other arrays bring its dtype with them."""
+    layer = pwconv.PointwiseConv(np.ones((5, 6), np.float32), out_dtype="bfloat16")
+    x, out = np.ones((1, 6, 9, 8), np.float32), np.empty((1, 5, 9, 8), ml_dtypes.bfloat16)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert (layer(x, out=out) == 6).all()
+    with pytest.raises(ImportError, match=r"^out_dtype='bfloat16' needs ml_dtypes: pip install ml-dtypes$"):
+        layer(x)

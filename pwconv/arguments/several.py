@@ -96,6 +96,9 @@ def check_branches(layers: tuple[Any, ...], x: Any, out: Any = None, num_threads
         if out not in (None, "concat"):
             raise ValueError(f"out must be None, a tuple of arrays or 'concat', got {out!r}")
         outs = (None,) * len(layers)
+    dtypes = sorted({layer.spec.out_dtype for layer in layers})
+    if isinstance(out, str) and len(dtypes) > 1:
+        raise ValueError(f"out='concat' needs branches of one out_dtype, got {' and '.join(dtypes)}")
     threads = parse_num_threads(num_threads)
     maps = maps_of(x)
     readable: dict[str, Any] = dict(maps.named)
