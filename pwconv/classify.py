@@ -59,9 +59,6 @@ class PixelClassifier(Immutable):
     >>> ground = pwconv.PixelClassifier(np.eye(3, dtype=np.float32), layout="HWC", classes=["red", "green", "blue"])
     >>> ground.predict(np.array([[[9, 1, 2], [0, 7, 5]]], np.uint8))
     array([['red', 'green']], dtype='<U5')
-    >>> scene = np.array([[[9, 1, np.nan], [0, 7, 5]]], np.float32)
-    >>> ground.predict(scene, fill="nodata")
-    array([['nodata', 'green']], dtype='<U6')
     """
 
     __slots__ = ("_logits", "classes", "head", "layers", "link")
@@ -233,6 +230,12 @@ class PixelClassifier(Immutable):
         out : array of any integer dtype that can hold all indices; receives indices and is returned.
 
         Raises ValueError for a `size` with link="multilabel".
+
+        Examples
+        --------
+        >>> ground = pwconv.PixelClassifier(np.eye(2, dtype=np.float32), layout="NC", classes=["sea", "wood"])
+        >>> ground.predict(np.array([[9, np.nan], [0, 7]], np.float32), fill="nodata")
+        array(['nodata', 'wood'], dtype='<U6')
         """
         if self.backend == "numpy":
             return reference.predict(self, x, size=size, mask=mask, fill=fill, out=out, num_threads=num_threads)
