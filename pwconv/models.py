@@ -47,13 +47,9 @@ def from_sklearn(model: Any, *, layout: str = "NCHW", **kw: Any) -> PixelClassif
 
     Examples
     --------
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn.preprocessing import StandardScaler
-    >>> samples = np.random.default_rng(0).normal(1e6, 1, (500, 4))
-    >>> model = make_pipeline(StandardScaler(), LogisticRegression()).fit(samples, samples[:, 0] > 1e6)
-    >>> pwconv.from_sklearn(model, layout="HWC").predict(samples.astype(np.float32).reshape(20, 25, 4)).shape
-    (20, 25)
+    >>> ridge = type("Ridge", (), {"coef_": np.ones((3, 13)), "intercept_": np.zeros(3)})()  # or one that was fitted
+    >>> pwconv.from_sklearn(ridge, layout="HWC")
+    PointwiseConv(13, 3, stride=1, bias=False, layout='HWC')
     """
     read = estimators.read(model, "model")
     if read.is_classifier:
