@@ -1,4 +1,4 @@
-"""Compiles the C files for platforms that are not at hand: python .ci/compile.py
+"""Compiles the C files for other platforms: python .ci/compile.py
 
 zig's package brings a Clang with the headers of macOS, of Windows (MinGW's) and of musl. Nothing is linked or run.
 """
@@ -28,7 +28,7 @@ def main() -> None:
             compiler = [sys.executable, "-m", "ziglang", "cc", f"--target={machine}-{system}"]
             with tempfile.TemporaryDirectory() as folder:
                 files = ["-c", source, "-o", str(Path(folder, "object"))]
-                # Zig wants the name of a processor where other compilers want that of an architecture.
+                # zig names a processor with -mcpu, where other compilers name an architecture with -march.
                 flags = [flag.replace("-march=armv8.2-a", "-mcpu=generic") for flag in flags]
                 command = [*compiler, *settings["COMMON_FLAGS"], "-O1", *WARNINGS, *flags, *files]
                 subprocess.run(command, cwd=ROOT, check=True)

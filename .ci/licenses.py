@@ -1,6 +1,6 @@
 """Adds to wheels the licences of the libraries that were bundled with them: python .ci/licenses.py FOLDER
 
-auditwheel, delocate and delvewheel copy OpenMP's library into a wheel and say nothing of its licence.
+auditwheel, delocate and delvewheel copy OpenMP's library into a wheel without its licence.
 """
 
 import base64
@@ -39,7 +39,7 @@ def bundled(names: dict[str, bytes]) -> list[str]:
 
 
 def add_licenses(files: dict[str, bytes], libraries: list[str]) -> None:
-    """Put texts, metadata and the record of both among a wheel's files."""
+    """Add licence texts to a wheel's files, and update its METADATA and RECORD."""
     record = next(name for name in files if name.endswith(".dist-info/RECORD"))
     info = record.removesuffix("/RECORD")
     changed = {f"{info}/licenses/{library}.txt": (TEXTS / f"{library}.txt").read_bytes() for library in libraries}

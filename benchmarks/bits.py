@@ -1,8 +1,8 @@
 """How many different results do libraries have for one layer?    python benchmarks/bits.py
 
 Each library computes one layer for the same numbers with one thread and with several, in NCHW and in NHWC, for one
-image and for four, with AVX2 and with all that the machine has: up to 16 ways. Printed is in how many ways it ran, and
-how many different results came out, compared bit by bit.
+image and for four, with AVX2 and with the machine's best instruction set: up to 16 ways. The script prints the number
+of ways in which a library ran, and the number of different results, compared bit by bit.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pwconv.commands.workloads import LAYOUTS, Workload, select
 
 
 def operands(workload: Workload, layout: str, images: int) -> Operands:
-    """The workload for so many images; the first one holds the same numbers whatever the layout and the images."""
+    """The workload for a number of images; the first image is the same for all layouts and numbers of images."""
     first, several = Operands(workload, "NCHW"), Operands(workload._replace(images=images), layout)
     x = np.concatenate([first.x] * images)
     several.x = np.ascontiguousarray(x if layout == "NCHW" else np.moveaxis(x, 1, -1))
@@ -31,7 +31,7 @@ def operands(workload: Workload, layout: str, images: int) -> Operands:
 
 
 def results(workload: Workload, isa: str) -> dict[str, list[str]]:
-    """Each library's digests of the first image, in this process's threads and instruction set."""
+    """Each library's digests of the first image's results, with this process's threads and instruction set."""
     digests: dict[str, list[str]] = defaultdict(list)
     limited = isa != runtime.engine.isa_supported()[-1]
     for layout in LAYOUTS:

@@ -1,12 +1,12 @@
-"""Benchmarks by pytest-benchmark: what is saved with them, and the ratios, which it does not know of.
+"""Fixtures and hooks for pytest-benchmark: facts saved with each run, and a summary of the ratios to peers.
 
     pytest benchmarks/                                       all layers, both layouts; -k resnet50 or -k NHWC for some
-    pytest benchmarks/ --benchmark-autosave                  kept as JSON in .benchmarks/, under the commit's name
-    pytest benchmarks/ --benchmark-compare                   beside what was saved last
+    pytest benchmarks/ --benchmark-autosave                  saved as JSON in .benchmarks/, under the commit's name
+    pytest benchmarks/ --benchmark-compare                   compared with the last saved run
     pytest benchmarks/ --benchmark-compare-fail=median:5%    and fail where a median has grown by more than that
 
-PWCONV_NUM_THREADS says with how many threads. NumPy's BLAS reads its settings when it is loaded, and pwconv loads it:
-so they are made first, and pwconv is imported where it is used.
+PWCONV_NUM_THREADS sets the number of threads. NumPy's BLAS reads its settings when it is loaded, and pwconv loads it.
+So the settings are made first, and pwconv is imported inside of functions.
 """
 
 import os
@@ -17,7 +17,7 @@ RESULTS = pytest.StashKey()
 
 
 def pytest_configure(config):
-    """Let no core type that was chosen for safety slow NumPy."""
+    """Remove OpenBLAS settings, such as a core type, that would slow NumPy, and set its number of threads."""
     for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
         del os.environ[name]
     if "PWCONV_NUM_THREADS" in os.environ:
@@ -27,7 +27,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def machine():
-    """What this machine allows, with as many threads as pwconv uses."""
+    """The machine's measured limits, for the number of threads that pwconv uses."""
     import pwconv
     from pwconv import runtime
     from pwconv.commands.limits import measure
@@ -37,12 +37,12 @@ def machine():
 
 @pytest.fixture
 def results(request):
-    """The races so far, by layout."""
+    """The results of the races so far, by layout."""
     return request.config.stash[RESULTS]
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """Save all that a comparison between commits or machines needs to know."""
+    """Save the versions and settings that a comparison between commits or machines needs."""
     import threadpoolctl
 
     import pwconv
@@ -55,7 +55,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print what the command prints below its table."""
+    """Print the conclusion that `python -m pwconv bench` prints below its table."""
     from pwconv.commands.report import conclusion, geometric_means
 
     for layout, results in config.stash[RESULTS].items():

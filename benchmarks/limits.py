@@ -1,4 +1,4 @@
-"""What this machine allows: the FMA peak of each instruction set, and the bandwidth of each cache level and of memory.
+"""This machine's limits: the FMA peak of each instruction set, and the bandwidth of each cache level and of memory.
 
 python benchmarks/limits.py [--threads N]
 """
@@ -12,7 +12,7 @@ from pwconv.commands.limits import measure
 
 def main() -> None:
     """Print a table for each instruction set."""
-    parser = argparse.ArgumentParser(description="Measure what FMAs, caches and memory allow.")
+    parser = argparse.ArgumentParser(description="Measure the FMA peak and the bandwidth of caches and memory.")
     parser.add_argument("--threads", type=int, default=pwconv.get_num_threads(), help="at once (default: %(default)s)")
     threads = parser.parse_args().threads
     print(f"{runtime.config()['cpu']}, threads: {threads}")

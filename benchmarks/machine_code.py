@@ -1,11 +1,11 @@
-"""What the inner loops would reach on cores that are not at hand: llvm-mca against each core's FMA bound.
+"""The inner loops simulated by llvm-mca on other cores, compared with each core's FMA bound.
 
     python benchmarks/machine_code.py [--tiles PATTERN] [--llvm-mca PROGRAM] [--save FOLDER]
 
 compiles pyx/kernels/*.c as setup.py does, takes the loop with the most FMAs from each register tile's function, and
-lets llvm-mca simulate it, as if all loads hit L1. A core whose compiler is missing is named and passed over. Models
-differ between versions of LLVM, and some are wrong: where one starts fewer FMAs in a cycle than the core does, that
-is said.
+lets llvm-mca simulate it, as if all loads hit L1. A core whose compiler is missing is skipped with a message. Models
+differ between versions of LLVM, and some are wrong: the script warns if a model starts fewer FMAs in a cycle than the
+core does.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> int:
         try:
             loops = dict(inner_loops(assembly(core), core.fma))
         except RuntimeError as error:
-            print(f"{core.name} is passed over: {error}.\n")
+            print(f"{core.name} is skipped: {error}.\n")
             continue
         print(f"{core.name} ({core.isa})")
         rate = 10 / simulate(program, core, [core.example.format(register) for register in range(10)])
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def chosen(tiles: Sequence[str], pattern: str | None) -> list[str]:
-    """Return the tiles that a pattern names, or the tallest of each kind and width, which do nearly all the work."""
+    """Return the tiles that match a pattern, or the tallest of each kind and width, which do nearly all the work."""
     if pattern is not None:
         return [tile for tile in tiles if fnmatchcase(tile, pattern)]
     tallest: dict[tuple[str, str], tuple[int, str]] = {}
@@ -92,7 +92,7 @@ def chosen(tiles: Sequence[str], pattern: str | None) -> list[str]:
 
 
 def simulate(program: str, core: Core, loop: Sequence[str], iterations: int = 200) -> float:
-    """Return the cycles of an iteration, as llvm-mca expects them."""
+    """Return llvm-mca's estimate of the cycles of one iteration."""
     command = [program, f"-mtriple={core.machine}-linux-gnu", f"-mcpu={core.cpu}", f"-iterations={iterations}"]
     done = subprocess.run(command, input="\n".join(loop) + "\n", capture_output=True, text=True, check=True)
     return int(re.search(r"^Total Cycles:\s+(\d+)", done.stdout, re.MULTILINE)[1]) / iterations

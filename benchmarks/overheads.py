@@ -1,6 +1,6 @@
-"""What a call costs beside its arithmetic: the time of a small one, the memory of a large one, and the import.
+"""Costs of a call beside its arithmetic: the time of a small call, the memory of a large one, and the import.
 
-Also what denormal numbers cost, and how much a call slows NumPy's product that follows it.
+Also the cost of denormal numbers, and the slowdown of a NumPy product right after a call.
 
 python benchmarks/overheads.py [small_call | memory | denormals | aftermath | import_time ...]
 """
@@ -30,7 +30,7 @@ ROUNDS = 15
 
 
 def main() -> int:
-    """Print all, or what is named, and return the exit status."""
+    """Print all measurements, or those named on the command line, and return the exit status."""
     status = elsewhere([sys.executable, *sys.argv], pwconv.get_num_threads(), runtime.engine.isa_active())
     if status is None:
         print(f"{runtime.config()['cpu']}, threads: {pwconv.get_num_threads()}")
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def small_call() -> None:
-    """Race on a map that is so small that one thread computes it."""
+    """Race on a map so small that one thread computes it."""
     operands = Operands(SMALL, "NCHW")
     calls = {
         "layer": pwconv_ways(operands)["pwconv"],
@@ -77,15 +77,15 @@ def memory() -> None:
 
 
 def extra_bytes(column: str, layout: str, cropped: bool) -> int:
-    """Return by how much the process grew during its first large call, without the result."""
-    # What a library loads or keeps for any call at all is no part of this one.
+    """Return the growth of the process at its peak during its first large call, without the result."""
+    # A first call, so that memory that a library keeps after any call is not counted.
     contender(column, Operands(SMALL, layout))()
     operands = Operands(LARGE, layout)
     if cropped:
         operands.x = crop_of(operands.x, layout)
     operands.out.fill(0)
     call = contender(column, operands)
-    # Forgets the peak so far.
+    # Resets the peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     result = call()
@@ -94,7 +94,7 @@ def extra_bytes(column: str, layout: str, cropped: bool) -> int:
 
 
 def contender(column: str, operands: Operands):
-    """Return a call of pwconv or of a peer's first way."""
+    """Return a call of pwconv, or of a peer in the first of its ways."""
     ways = PEERS[column].ways(operands) if column in PEERS else pwconv_ways(operands)
     return next(iter(ways.values()))
 
@@ -115,7 +115,7 @@ def resident(field: str) -> int:
 
 
 def denormals() -> None:
-    """Race every library against itself, on numbers of which some arrays, or the sums, are denormal."""
+    """Time every library on denormal inputs, weights or sums, relative to normal numbers."""
     print("\nDenormal numbers, on a map of 56 x 56 pixels, 256 -> 64 channels, in times of normal ones:")
     scales = {"normal": (1, 1), "input": (1e-39, 1), "weights": (1, 1e-39), "sums": (1e-20, 1e-20)}
     calls = {}
@@ -137,7 +137,7 @@ def denormals() -> None:
 
 
 def aftermath() -> None:
-    """Time NumPy's product of two matrices right after a call of each library, beside the same after a pause."""
+    """Time NumPy's product of two matrices right after a call of each library, and after a pause."""
     a, b = np.random.default_rng(0).random((2, 1000, 1000), np.float32)
     operands = Operands(MEDIUM, "NCHW")
     before = {"a pause": partial(time.sleep, 0.2)}
@@ -145,8 +145,8 @@ def aftermath() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in before}
     for _ in range(ROUNDS):
         for name, call in before.items():
-            time.sleep(0.2)  # whoever was awake sleeps now
-            # NumPy's own threads are warm, and those of the library awake.
+            time.sleep(0.2)  # long enough for idle workers to fall asleep
+            # NumPy's threads are warm, and those of the library may still spin.
             np.matmul(a, b)
             call()
             start = time.perf_counter()
@@ -163,7 +163,7 @@ def aftermath() -> None:
 
 
 def import_time() -> None:
-    """Import in processes of their own, NumPy first, from compiled files, as installers leave them."""
+    """Time the import after NumPy's, in new processes, from compiled files, as installers leave them."""
     code = "import numpy, time; start = time.perf_counter(); import pwconv; print(time.perf_counter() - start)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     runs = [subprocess.check_output([sys.executable, "-c", code], env=environment) for _ in range(ROUNDS)]

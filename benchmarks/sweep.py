@@ -1,9 +1,9 @@
-"""Does the cost grow as the work? Images, sizes and channels are swept, and each time is compared with its limit.
+"""Sweeps of images, sizes and channels, whose times are compared with the limit to find steps in the cost.
 
     python benchmarks/sweep.py [--layout NHWC] [--threads N] [--sweeps images,size] [--plot sweep.png]
 
-A point is fine while it takes at most 1.25 times its limit. The step of a point is how much more of its limit it takes
-than the better one of its two neighbours: it shows cliffs at powers of two, odd sizes, one pixel or channel more.
+The excess of a point is its time divided by its limit; up to 1.25 is accepted. The step of a point is its excess
+divided by that of the better of its two neighbours. It shows cliffs at powers of two and their neighbours.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Point(NamedTuple):
     seconds: dict[str, float]
 
     def excess(self, column: str) -> float:
-        """Return how many times its limit it takes."""
+        """Return the time as a multiple of the limit."""
         return self.seconds[column] / self.limit.seconds
 
     def per_macs(self, seconds: float) -> float:
@@ -57,7 +57,7 @@ class Point(NamedTuple):
 
 
 def main() -> None:
-    """Sweep, print, draw."""
+    """Run the sweeps, print tables, and draw them if asked to."""
     parser = argparse.ArgumentParser(description="Sweep images, sizes and channels.")
     parser.add_argument("--layout", choices=LAYOUTS, default="NCHW")
     parser.add_argument("--threads", type=int, default=pwconv.get_num_threads(), help="(default: %(default)s)")
@@ -89,13 +89,13 @@ def measured(workload: Workload, layout: str, machine: Machine) -> Point:
 
 
 def step(n: int, points: Mapping[int, Point], column: str) -> float | None:
-    """Return how much more of its limit a point takes than the better of its neighbours, if it has one next to it."""
+    """Return the excess of a point relative to that of its better neighbour, or None if no neighbour was measured."""
     neighbours = [points[m].excess(column) for m in (n - 1, n + 1) if m in points]
     return points[n].excess(column) / min(neighbours) if neighbours else None
 
 
 def line(n: int, points: Mapping[int, Point]) -> str:
-    """Return a point's line of the table; a star marks what takes too long."""
+    """Return a point's line of the table; a star marks times over the accepted multiple of the limit."""
     point = points[n]
     text = f"{n:>6}{point.seconds['pwconv'] * 1e6:>12.1f}{point.per_macs(point.seconds['pwconv']):>9.2f}"
     for column in ("pwconv", "out="):
@@ -105,7 +105,7 @@ def line(n: int, points: Mapping[int, Point]) -> str:
 
 
 def verdict(column: str, points: Mapping[int, Point]) -> str:
-    """Return the worst of a sweep."""
+    """Return a sentence about the worst point and the largest step of a sweep."""
     worst = max(points, key=lambda n: points[n].excess(column))
     over = sum(point.excess(column) > MOST for point in points.values())
     most = points[worst].excess(column)
@@ -118,7 +118,7 @@ def verdict(column: str, points: Mapping[int, Point]) -> str:
 
 
 def draw(options: argparse.Namespace, sweeps: Mapping[str, Mapping[int, Point]]) -> None:
-    """Draw the time per multiply-add, and what the limit allows."""
+    """Draw the time per multiply-add and the limit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(sweeps), 5), layout="constrained")

@@ -25,11 +25,11 @@ def operands(request):
 @pytest.mark.benchmark(min_rounds=5, max_time=0.1, warmup=True, warmup_iterations=1)
 @pytest.mark.parametrize(("operands", "column"), CASES, indirect=["operands"])
 def test_layer(benchmark, machine, results, operands, column):
-    """Time one library alone; with pwconv's time, save how it fared in the race with all of them."""
+    """Time one library alone; for pwconv, also race all libraries and save the result."""
     workload, layout = operands.workload, operands.layout
     benchmark.group = f"{workload} {layout}"
     ways = PEERS[column].ways(operands) if column in PEERS else {column: pwconv_ways(operands)[column]}
-    # A race of its own finds a library's best way, and outlasts the spinning workers of the one before.
+    # A race of the library's ways finds the best, and takes longer than the workers of the library before spin.
     seconds = race(ways, rounds=1, threads=pwconv.get_num_threads())
     best = min(ways, key=seconds.__getitem__)
     benchmark.extra_info["way"] = best

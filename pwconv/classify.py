@@ -11,7 +11,7 @@ from pwconv.arguments import Call, Float32Array
 from pwconv.boxes import boxes_of
 from pwconv.costs import Cost
 from pwconv.layers import Immutable, PointwiseConv
-from pwconv.several import PointwiseChain
+from pwconv.several import PointwiseChain, run_masked
 
 _BLOCK = 1 << 20  # logits that exist at a time where they are computed block by block
 
@@ -26,6 +26,13 @@ class PixelClassifier(Immutable):
     The label of a pixel is the class with the largest logit; the lowest such class if there are several. NaN counts as
     the largest value, as in `numpy.argmax`. A classifier is immutable, picklable, and safe to call from many threads.
     The argument `x` of all methods, and the errors that they raise, are those of `pwconv.pointwise_conv`.
+
+    Methods take `mask`, bool with the shape of the pixels of `x` or one that broadcasts to it: True where a pixel
+    counts. `x` may be a masked array (`numpy.ma`); then a pixel with a masked channel does not count. `fill` is the
+    result of pixels that do not count: for labels an index, or a name, of no class (by default -1 where indices are
+    returned); for logits and probabilities a number (by default NaN). Given a mask or `fill`, pixels with a NaN logit
+    do not count either. Blocks without a pixel that counts are not computed. A mask without a `fill` that the result
+    can hold is a ValueError.
 
     Parameters
     ----------
@@ -52,6 +59,9 @@ class PixelClassifier(Immutable):
     >>> ground = pwconv.PixelClassifier(np.eye(3, dtype=np.float32), layout="HWC", classes=["red", "green", "blue"])
     >>> ground.predict(np.array([[[9, 1, 2], [0, 7, 5]]], np.uint8))
     array([['red', 'green']], dtype='<U5')
+    >>> scene = np.array([[[9, 1, np.nan], [0, 7, 5]]], np.float32)
+    >>> ground.predict(scene, fill="nodata")
+    array([['nodata', 'green']], dtype='<U6')
     """
 
     __slots__ = ("_logits", "classes", "head", "layers", "link")
@@ -191,13 +201,24 @@ class PixelClassifier(Immutable):
         """The backend: "native" or "numpy"."""
         return "numpy" if any(layer.spec.backend == "numpy" for layer in self.layers) else "native"
 
-    def decision_function(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
+    def decision_function(
+        self, x: Any, *, mask: Any = None, fill: float | None = None, out: Any = None, num_threads: int | None = None
+    ) -> Float32Array:
         """Return the logits as a layer does: one channel per class, or a single channel for a binary classifier."""
-        logits: Any = self._logits(x, out=out, num_threads=num_threads)
-        return logits
+        if mask is None and fill is None and not arguments.hides_elements(x):
+            logits: Any = self._logits(x, out=out, num_threads=num_threads)
+            return logits
+        return run_masked(self.layers, x, mask, fill, out, num_threads)
 
     def predict(
-        self, x: Any, *, size: Sequence[int] | None = None, out: Any = None, num_threads: int | None = None
+        self,
+        x: Any,
+        *,
+        size: Sequence[int] | None = None,
+        mask: Any = None,
+        fill: Any = None,
+        out: Any = None,
+        num_threads: int | None = None,
     ) -> NDArray[Any]:
         """Return the label of each pixel, without a channel axis: int32 indices, or class names.
 
@@ -207,14 +228,17 @@ class PixelClassifier(Immutable):
         ----------
         size : height and width (the two spatial axes of `layout`, in its order). The labels are those of logits that
             are resized bilinearly to this size, with half-pixel centres, as torch's `interpolate(mode="bilinear",
-            align_corners=False)` does.
+            align_corners=False)` does. A label does not count if a pixel that it is interpolated from does not; `mask`
+            is that of the pixels of `x`.
         out : array of any integer dtype that can hold all indices; receives indices and is returned.
 
         Raises ValueError for a `size` with link="multilabel".
         """
         if self.backend == "numpy":
-            return reference.predict(self, x, size=size, out=out, num_threads=num_threads)
-        call, labels = arguments.check_predict(self.all_layers, self.link, x, size, out, num_threads)
+            return reference.predict(self, x, size=size, mask=mask, fill=fill, out=out, num_threads=num_threads)
+        call, labels, _, names = arguments.check_predict(
+            self.all_layers, self.link, self.classes, x, size, mask, fill, out, num_threads
+        )
         axis = call.out_layout.index("C")
         if self.link == "multilabel":
             labels = np.empty(call.out_shape, np.int32) if labels is None else labels
@@ -222,63 +246,75 @@ class PixelClassifier(Immutable):
             return labels if out is None else out
         if labels is None:
             labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
+        index: Any = call.fill
         receiver = np.expand_dims(labels, axis)
         if size is None:
-            runtime.engine.classify(self.all_layers, call.x, receiver, None, 1, None, None, call.num_threads)
+            runtime.engine.classify(self.all_layers, call.x, receiver, None, 1, call.mask, index, call.num_threads)
         else:
-            runtime.engine.classify_resized(self.all_layers, call.x, receiver, None, None, call.num_threads)
-        return self.named(labels) if out is None else out
+            runtime.engine.classify_resized(self.all_layers, call.x, receiver, call.mask, index, call.num_threads)
+        return _named(labels, names) if out is None else out
 
     def top_k(
-        self, x: Any, k: int, *, out: Sequence[Any] | None = None, num_threads: int | None = None
+        self,
+        x: Any,
+        k: int,
+        *,
+        mask: Any = None,
+        fill: Any = None,
+        out: Sequence[Any] | None = None,
+        num_threads: int | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the k classes with the largest logits of each pixel, and these logits, largest first along the C axis.
 
         `out` is None or a pair of arrays, which receive indices (any integer dtype that can hold them) and logits
-        (float32).
+        (float32). Where a pixel does not count, all k labels are `fill` and the logits NaN.
         """
         if self.backend == "numpy":
-            return reference.top_k(self, x, k, out=out, num_threads=num_threads)
-        call, labels, logits = arguments.check_top_k(self.all_layers, x, k, out, num_threads)
+            return reference.top_k(self, x, k, mask=mask, fill=fill, out=out, num_threads=num_threads)
+        call, labels, logits, names = arguments.check_top_k(
+            self.all_layers, self.classes, x, k, mask, fill, out, num_threads
+        )
         if labels is None or logits is None:
             labels, logits = np.empty(call.out_shape, np.int32), np.empty(call.out_shape, np.float32)
         places = call.out_shape[call.out_layout.index("C")]
-        runtime.engine.classify(self.all_layers, call.x, labels, logits, places, None, None, call.num_threads)
-        return (self.named(labels), logits) if out is None else (out[0], out[1])
+        index: Any = call.fill
+        runtime.engine.classify(self.all_layers, call.x, labels, logits, places, call.mask, index, call.num_threads)
+        return (_named(labels, names), logits) if out is None else (out[0], out[1])
 
-    def predict_proba(self, x: Any, *, out: Any = None, num_threads: int | None = None) -> Float32Array:
+    def predict_proba(
+        self, x: Any, *, mask: Any = None, fill: float | None = None, out: Any = None, num_threads: int | None = None
+    ) -> Float32Array:
         """Return the probabilities: one channel per class, two for a binary classifier.
 
         Raises AttributeError if `link` is None.
         """
         if self.backend == "numpy":
-            return reference.predict_proba(self, x, out=out, num_threads=num_threads)
-        call = arguments.check_probabilities(self.all_layers, self.link, x, out, num_threads)
+            return reference.predict_proba(self, x, mask=mask, fill=fill, out=out, num_threads=num_threads)
+        call = arguments.check_probabilities(self.all_layers, self.link, x, mask, fill, out, num_threads)
         probabilities = np.empty(call.out_shape, np.float32) if call.out is None else call.out
         binary = self.head is not self.layer
         if self.link == "softmax" or (self.link == "one_vs_rest" and binary):
-            runtime.engine.classify(self.all_layers, call.x, probabilities, None, 0, None, None, call.num_threads)
+            runtime.engine.classify(
+                self.all_layers, call.x, probabilities, None, 0, call.mask, call.fill, call.num_threads
+            )
         else:
-            others = (None,) * (len(self.layers) - 1)
+            nothing = (None,) * (len(self.layers) - 1)
+            nan = None if call.fill is None else np.nan  # what is filled is found as NaN by links.apply
             runtime.engine.run_layers(
                 self.all_layers,
                 call.x,
-                (*others, None),
-                (*others, probabilities),
+                (*nothing, None),
+                (*nothing, probabilities),
                 False,
-                None,
-                None,
+                call.mask,
+                nan,
                 call.num_threads,
             )
-            links.apply(self.link, probabilities, call.out_layout.index("C"), binary=binary)
+            links.apply(self.link, probabilities, call.out_layout.index("C"), binary=binary, fill=call.fill)
         return probabilities if out is None else out
 
-    def named(self, indices: NDArray[Any]) -> NDArray[Any]:
-        """Return class names in place of indices; the indices themselves if classes have no names."""
-        return indices if self.classes is None else self.classes[indices]
-
     def _fill_indicators(self, call: Call, labels: NDArray[Any]) -> None:
-        """Write 1 where a logit is above 0, else 0, for a block of pixels at a time."""
+        """Write 1 where a logit is above 0, else 0, and the fill where a pixel does not count, block by block."""
         sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
         steps = dict(zip((letter for letter in call.layout if letter not in "NC"), call.stride, strict=True))
         pixels = call.out_layout.replace("C", "")
@@ -286,8 +322,14 @@ class PixelClassifier(Immutable):
             cuts = dict(zip(pixels, box, strict=True)) | {"C": slice(None)}
             here = tuple(_times(cuts[letter], steps.get(letter, 1)) for letter in call.layout)
             part = [map_[here] for map_ in call.x] if isinstance(call.x, list) else call.x[here]
-            logits = self._logits(part, num_threads=call.num_threads)
-            np.greater(logits, 0, out=labels[tuple(cuts[letter] for letter in call.out_layout)], casting="unsafe")
+            indicators = labels[tuple(cuts[letter] for letter in call.out_layout)]
+            if call.fill is None:
+                np.greater(self._logits(part, num_threads=call.num_threads), 0, out=indicators, casting="unsafe")
+                continue
+            counted = None if call.mask is None else call.mask[here].squeeze(call.layout.index("C"))
+            logits = run_masked(self.layers, part, counted, np.nan, None, call.num_threads)
+            np.greater(logits, 0, out=indicators, casting="unsafe")
+            np.copyto(indicators, call.fill, where=np.isnan(logits), casting="unsafe")
 
     def cost(self, shape: Sequence[int]) -> Cost:
         """Return the cost of the logits for an `x` of this shape; maps between the layers are not moved."""
@@ -309,6 +351,11 @@ class PixelClassifier(Immutable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._of, (self.layers, self.classes, self.link)
+
+
+def _named(indices: NDArray[Any], names: NDArray[Any] | None) -> NDArray[Any]:
+    """Return class names in place of indices; the indices themselves if classes have no names."""
+    return indices if names is None else names[indices]
 
 
 def _times(cut: slice, step: int) -> slice:

@@ -273,9 +273,9 @@ def _unpickle(
     """Make a layer from the contents of a pickle, unless their checksum says that they are damaged."""
     if _checksum(data, shape, options) != checksum:
         raise pickle.UnpicklingError(f"the pickle of this {cls.__name__} is damaged: its checksum differs")
-    weight, *tables = (None if part is None else np.frombuffer(part, np.float32) for part in data)
+    tables = (None if part is None else np.frombuffer(part, np.float32) for part in data[1:])
     named: dict[str, Any] = dict(zip(("bias", *SCALES), tables, strict=True))
-    return cls(np.reshape(weight, shape), **named, **options)
+    return cls(np.frombuffer(data[0], np.float32).reshape(shape), **named, **options)
 
 
 def _checksum(data: tuple[Any, ...], *others: Any) -> int:

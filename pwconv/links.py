@@ -40,9 +40,11 @@ def probabilities(link: str | None, logits: NDArray[Any], axis: int, *, binary: 
     return parts / parts.sum(axis=axis, keepdims=True)
 
 
-def apply(link: str | None, logits: Float32Array, axis: int, *, binary: bool) -> None:
-    """Replace logits by their probabilities, block by block."""
+def apply(link: str | None, logits: Float32Array, axis: int, *, binary: bool, fill: float | None = None) -> None:
+    """Replace logits by their probabilities, block by block, and NaN by `fill` unless that is None."""
     channels = np.moveaxis(logits, axis, 0)
     for box in boxes_of(channels.shape[1:], max(1, _BLOCK // max(1, len(channels)))):
         part = channels[:, *box]
         part[...] = probabilities(link, np.ascontiguousarray(part), 0, binary=binary)
+        if fill is not None:
+            part[np.isnan(part)] = fill

@@ -37,8 +37,9 @@ def from_sklearn(model: Any, *, layout: str = "NCHW", **kw: Any) -> PixelClassif
     Returns
     -------
     PixelClassifier, for a classifier; otherwise a PointwiseConv, or a PointwiseChain where something in between is not
-    affine. A regressor has a channel for each target, also for a single one. LinearDiscriminantAnalysis is a
-    classifier at the end of a pipeline, and a transformer if "passthrough" follows it.
+    affine. Maps have `n_features_in_` channels along the C axis of their shape. A regressor has a channel for each
+    target, also for a single one. LinearDiscriminantAnalysis is a classifier at the end of a pipeline, and a
+    transformer if "passthrough" follows it.
 
     Raises
     ------

@@ -15,13 +15,14 @@ from pwconv.arguments import Float32Array
 from pwconv.boxes import boxes_of
 from pwconv.functional import pointwise_conv
 from pwconv.layers import PointwiseConv
-from pwconv.scalars import integer
+from pwconv.several import run_masked
 
 _SAMPLE_PIXELS = 512  # pixels whose mean is the provisional mean
 # Products are summed in float32 within a block, and in float64 over the blocks.
 _BLOCK_ELEMENTS = 1 << 20
 _MAX_BLOCK_PIXELS = 4096  # more pixels would add to the rounding error
 _STRIP_CHANNELS = 80  # channels whose products with all others are computed at a time
+_ROUNDING = 2.0**-24  # variances of this share of the largest are rounding errors of the sums
 _TASKS = 16  # tasks that threads take in turn; the number is fixed, so that sums do not depend on the threads
 
 
@@ -45,6 +46,14 @@ class Moments(NamedTuple):
         return Moments(pixels, self.mean + difference * share, scatter)
 
 
+class Spectrum(NamedTuple):
+    """Principal components, with their variances and shares of the variance of all channels."""
+
+    components: NDArray[np.float64]
+    variances: NDArray[np.float64]
+    ratios: NDArray[np.float64]
+
+
 class ChannelReducer:
     """Principal component analysis of channels: each pixel of a map is a sample, each channel a feature.
 
@@ -55,9 +64,12 @@ class ChannelReducer:
 
     Parameters
     ----------
-    n_components : number of components, which are the channels of the result.
+    n_components : number of components, which are the channels of the result. None keeps all: as many as there are
+        channels or pixels, whichever are fewer. A float between 0 and 1 keeps as few as explain more than this share of
+        the variance.
     layout : as in `pwconv.pointwise_conv`.
-    whiten : whether `transform` scales its channels to unit variance.
+    whiten : whether `transform` scales its channels to unit variance. Components whose variance is at most 2^-24 of the
+        largest, which is what rounding leaves of none (constant channels, channels that depend on others), become 0.
 
     Attributes
     ----------
@@ -68,6 +80,9 @@ class ChannelReducer:
     explained_variance_ratio_ : the same as a share of the variance of all channels; 0 if all channels are constant.
     n_samples_seen_, n_features_in_, n_components_ : numbers of pixels, channels and components.
 
+    After `partial_fit`, components are computed when they are first wanted. If there are too few pixels by then, that
+    raises `NotFittedError`, which is a ValueError.
+
     Examples
     --------
     >>> bands = np.random.default_rng(0).random((200, 300, 12), np.float32)
@@ -75,15 +90,10 @@ class ChannelReducer:
     (200, 300, 3)
     """
 
-    components_: NDArray[np.float64]
-    mean_: NDArray[np.float64]
-    explained_variance_: NDArray[np.float64]
-    explained_variance_ratio_: NDArray[np.float64]
-    n_samples_seen_: int
-    n_features_in_: int
-    n_components_: int
+    _moments: Moments | None = None
+    _computed: Spectrum | None = None
 
-    def __init__(self, n_components: int, *, layout: str = "NCHW", whiten: bool = False) -> None:
+    def __init__(self, n_components: int | float | None = None, *, layout: str = "NCHW", whiten: bool = False) -> None:
         self.n_components = n_components
         self.layout = layout
         self.whiten = whiten
@@ -93,7 +103,8 @@ class ChannelReducer:
 
         Parameters
         ----------
-        x : as for a layer; a list of maps is joined along C.
+        x : as for a layer; a list of maps is joined along C. Of a masked array (`numpy.ma`), pixels with a masked
+            channel do not count.
         y : ignored.
         mask : bool, with the shape of `x` without C or one that broadcasts to it; True where a pixel counts.
 
@@ -102,39 +113,116 @@ class ChannelReducer:
         TypeError and ValueError as a layer does; ValueError for NaN or infinity in pixels that count, and for fewer
         channels or pixels than components.
         """
-        return self._learn(_moments(self.layout, x, mask, num_threads))
+        moments = _moments(self.layout, x, mask, num_threads)
+        if moments.pixels < 2:
+            raise ValueError(f"x must have at least two pixels that count, got {moments.pixels}")
+        arguments.component_count(self.n_components, len(moments.mean), moments.pixels)
+        self._computed = _decompose(moments, self.n_components)
+        self._moments = moments
+        return self
 
     def partial_fit(self, x: Any, y: None = None, *, mask: Any = None, num_threads: int | None = None) -> Self:
-        """Compute the components of these pixels and of those of all calls since `fit`. Arguments are as for `fit`."""
+        """Add the pixels of `x` to those of all calls since `fit`, or of all calls if there was none.
+
+        Arguments are as for `fit`. A chunk may have any number of pixels, one or none too.
+        """
         moments = _moments(self.layout, x, mask, num_threads)
-        if self.__sklearn_is_fitted__():
+        if self._moments is not None:
             if len(moments.mean) != self.n_features_in_:
                 raise ValueError(f"x must have {self.n_features_in_} channels as before, got {len(moments.mean)}")
             moments = self._moments.merged(moments)
-        return self._learn(moments)
+        arguments.component_count(self.n_components, len(moments.mean))
+        self._moments, self._computed = moments, None
+        return self
 
-    def transform(self, x: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
-        """Return the components of each pixel, in the layout of `x`; `out` and `num_threads` are as for a layer."""
-        return self.as_layer()(x, out=out, num_threads=num_threads)
+    def transform(
+        self,
+        x: Any,
+        out: Any = None,
+        *,
+        mask: Any = None,
+        fill: float | None = None,
+        out_dtype: Any = None,
+        num_threads: int | None = None,
+    ) -> Float32Array:
+        """Return the components of each pixel, in the layout of `x`.
+
+        Parameters
+        ----------
+        x, out, out_dtype, num_threads : as for a layer. `x` may be a masked array.
+        mask : as for `fit`.
+        fill : the components of pixels that do not count; by default NaN. Given a mask or `fill`, pixels with NaN do
+            not count either. Blocks without a pixel that counts are not computed. For a result of integers, a mask
+            without a `fill` is a ValueError.
+        """
+        layer = self._layer(out_dtype)
+        if mask is None and fill is None and not arguments.hides_elements(x):
+            return layer(x, out=out, num_threads=num_threads)
+        return run_masked((layer,), x, mask, fill, out, num_threads)
 
     def fit_transform(
-        self, x: Any, y: None = None, *, mask: Any = None, out: Any = None, num_threads: int | None = None
+        self,
+        x: Any,
+        y: None = None,
+        *,
+        mask: Any = None,
+        fill: float | None = None,
+        out: Any = None,
+        out_dtype: Any = None,
+        num_threads: int | None = None,
     ) -> Float32Array:
-        """Return `fit(x, mask=mask).transform(x, out)`."""
-        return self.fit(x, mask=mask, num_threads=num_threads).transform(x, out, num_threads=num_threads)
+        """Return `fit(x, mask=mask).transform(x, out, mask=mask, fill=fill, out_dtype=out_dtype)`."""
+        self.fit(x, mask=mask, num_threads=num_threads)
+        return self.transform(x, out, mask=mask, fill=fill, out_dtype=out_dtype, num_threads=num_threads)
 
-    def inverse_transform(self, z: Any, out: Any = None, *, num_threads: int | None = None) -> Float32Array:
-        """Return the pixels whose components are `z`, in the layout of `z`."""
-        scale = self._scale()
-        return self._layer(self.components_.T * scale, self.mean_)(z, out=out, num_threads=num_threads)
+    def inverse_transform(
+        self, z: Any, out: Any = None, *, out_dtype: Any = None, num_threads: int | None = None
+    ) -> Float32Array:
+        """Return the pixels whose components are `z`, in the layout of `z`. Arguments are as for a layer."""
+        matrix = self.components_.T * self._deviations()
+        layer = PointwiseConv(
+            matrix.astype(np.float32), self.mean_.astype(np.float32), layout=self.layout, out_dtype=out_dtype
+        )
+        return layer(z, out=out, num_threads=num_threads)
 
     def as_layer(self) -> PointwiseConv:
-        """Return `transform` as a layer."""
-        matrix = self._projection()
-        # The mean, rounded to float32, is subtracted from x; the bias holds the rest. With the whole mean in the bias,
-        # the result would be the difference of two large sums, which loses digits.
-        shift = self.mean_.astype(np.float32)
-        return self._layer(matrix, matrix @ (shift - self.mean_), input_shift=-shift)
+        """Return `transform` as a layer, which gives the same bits."""
+        return self._layer()
+
+    @property
+    def components_(self) -> NDArray[np.float64]:
+        """The directions of largest variance."""
+        return self._spectrum().components
+
+    @property
+    def mean_(self) -> NDArray[np.float64]:
+        """The mean of each channel."""
+        return self._seen(1).mean
+
+    @property
+    def explained_variance_(self) -> NDArray[np.float64]:
+        """The variance of each component."""
+        return self._spectrum().variances
+
+    @property
+    def explained_variance_ratio_(self) -> NDArray[np.float64]:
+        """The variance of each component as a share of that of all channels."""
+        return self._spectrum().ratios
+
+    @property
+    def n_components_(self) -> int:
+        """The number of components."""
+        return len(self._spectrum().components)
+
+    @property
+    def n_samples_seen_(self) -> int:
+        """The number of pixels that counted."""
+        return self._seen(0).pixels
+
+    @property
+    def n_features_in_(self) -> int:
+        """The number of channels."""
+        return len(self._seen(0).mean)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
@@ -153,7 +241,9 @@ class ChannelReducer:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "components_")
+        return self._computed is not None or (
+            self._moments is not None and self._moments.pixels >= self._needed_pixels()
+        )
 
     def __sklearn_tags__(self) -> Any:
         utils = importlib.import_module("sklearn.utils")  # only scikit-learn itself asks for tags
@@ -163,40 +253,63 @@ class ChannelReducer:
             transformer_tags=utils.TransformerTags(preserves_dtype=["float32"]),
         )
 
-    def _learn(self, moments: Moments) -> Self:
-        if moments.pixels < 2:
-            raise ValueError(f"x must have at least two pixels that count, got {moments.pixels}")
-        channels = len(moments.mean)
-        kept = integer(self.n_components, "n_components", 1, min(channels, moments.pixels))
-        values, vectors = np.linalg.eigh(moments.scatter / (moments.pixels - 1))
-        variances = np.maximum(values[::-1], 0)
-        components = vectors.T[::-1][:kept]
-        largest = np.abs(components).argmax(axis=1)
-        self._moments = moments
-        self.components_ = components * np.sign(components[np.arange(kept), largest])[:, np.newaxis]
-        self.mean_ = moments.mean
-        self.explained_variance_ = variances[:kept]
-        self.explained_variance_ratio_ = variances[:kept] / (variances.sum() or 1)  # 0 for a flat image
-        self.n_samples_seen_, self.n_features_in_, self.n_components_ = moments.pixels, channels, kept
-        return self
+    def _needed_pixels(self) -> int:
+        return max(2, self.n_components) if isinstance(self.n_components, int | np.integer) else 2
 
-    def _scale(self) -> NDArray[np.float64]:
-        """Return the divisors of the components: standard deviations if `whiten`, else ones."""
-        if not self.__sklearn_is_fitted__():
-            loaded = sys.modules.get("sklearn.exceptions")
-            error = NotFittedError if loaded is None else loaded.NotFittedError
-            raise error(f"this {type(self).__name__} is not fitted yet: call fit first")
-        if not self.whiten:
-            return np.ones(self.n_components_)
-        return np.maximum(np.sqrt(self.explained_variance_), np.finfo(np.float64).eps)
+    def _seen(self, needed: int) -> Moments:
+        """Return the moments of all pixels; NotFittedError if fewer than `needed` counted."""
+        if self._moments is not None and self._moments.pixels >= needed:
+            return self._moments
+        if self._moments is None:
+            message = f"this {type(self).__name__} is not fitted yet: call fit first"
+        else:
+            message = (
+                f"this {type(self).__name__} with n_components={self.n_components} needs {needed} pixels that count, "
+                f"got {self._moments.pixels} so far: call partial_fit with more"
+            )
+        loaded = sys.modules.get("sklearn.exceptions")
+        raise (NotFittedError if loaded is None else loaded.NotFittedError)(message)
 
-    def _projection(self) -> NDArray[np.float64]:
-        """Return the matrix of `transform`."""
-        scale = self._scale()
-        return self.components_ / scale[:, np.newaxis]
+    def _spectrum(self) -> Spectrum:
+        if self._computed is None:
+            self._computed = _decompose(self._seen(self._needed_pixels()), self.n_components)
+        return self._computed
 
-    def _layer(self, matrix: NDArray[np.float64], bias: NDArray[np.float64], **options: Any) -> PointwiseConv:
-        return PointwiseConv(matrix.astype(np.float32), bias.astype(np.float32), layout=self.layout, **options)
+    def _deviations(self) -> NDArray[np.float64]:
+        """Return the standard deviations of components if `whiten`, else ones."""
+        return np.sqrt(self.explained_variance_) if self.whiten else np.ones(self.n_components_)
+
+    def _layer(self, out_dtype: Any = None) -> PointwiseConv:
+        """Return the layer of `transform`."""
+        matrix = self.components_
+        if self.whiten:
+            variances = self.explained_variance_
+            varies = variances > _ROUNDING * variances[0]
+            scale = np.zeros(len(variances))
+            scale[varies] = 1 / np.sqrt(variances[varies])
+            matrix = matrix * scale[:, np.newaxis]
+        # The mean, rounded to float32, is subtracted from x; the bias holds the rest. With the whole mean in the bias,
+        # the result would be the difference of two large sums, which loses digits.
+        shift = self.mean_.astype(np.float32)
+        bias = (matrix @ (shift - self.mean_)).astype(np.float32)
+        return PointwiseConv(
+            matrix.astype(np.float32), bias, layout=self.layout, input_shift=-shift, out_dtype=out_dtype
+        )
+
+
+def _decompose(moments: Moments, n_components: Any) -> Spectrum:
+    """Return the components of at least two pixels."""
+    channels = len(moments.mean)
+    count = arguments.component_count(n_components, channels, moments.pixels)
+    values, vectors = np.linalg.eigh(moments.scatter / (moments.pixels - 1))
+    most = min(channels, moments.pixels)
+    variances = np.maximum(values[::-1], 0)
+    ratios = variances / (variances.sum() or 1)  # 0 for a flat image
+    kept = arguments.components_kept(count, ratios[:most])
+    components = vectors.T[::-1][:kept]
+    largest = np.abs(components).argmax(axis=1)
+    components = components * np.sign(components[np.arange(kept), largest])[:, np.newaxis]
+    return Spectrum(components, variances[:kept], ratios[:kept])
 
 
 def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments:

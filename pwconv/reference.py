@@ -95,8 +95,7 @@ def call_chain(
     calls, kept = arguments.check_chain(chain.layers, x, residual, keep, out, num_threads)
     maps: list[NDArray[Any]] = []
     for layer, call in zip(chain.layers, calls, strict=True):
-        source = maps[-1] if maps else call.x
-        maps.append(_compute_layer(layer, call._replace(x=source), out, dtype))
+        maps.append(_compute_layer(layer, call._replace(x=maps[-1] if maps else call.x), out, dtype))
     return (*(maps[i] for i in kept), maps[-1]) if kept else maps[-1]
 
 
@@ -113,12 +112,36 @@ def call_branches(
     return np.concatenate(results, axis=calls[0].out_layout.index("C")) if isinstance(out, str) else results
 
 
+def call_masked(
+    layers: Any,
+    x: Any,
+    *,
+    mask: Any = None,
+    fill: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Compute layers one after the other, in `dtype`, and give `fill` to pixels that do not count."""
+    call = arguments.check_values(layers, x, mask, fill, out, num_threads)
+    values = _logits(layers, call, dtype)
+    if call.fill is not None:
+        values = np.where(_counted(call, values), values, values.dtype.type(call.fill))
+    return _stored(values, layers[-1].spec.out_dtype, call.out, out)
+
+
 def decision_function(
-    classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+    classifier: Any,
+    x: Any,
+    *,
+    mask: Any = None,
+    fill: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Compute `classifier.decision_function(x)` for a `pwconv.PixelClassifier`, in `dtype`."""
-    logits: Any = call_chain(classifier, x, out=out, num_threads=num_threads, dtype=dtype)
-    return logits
+    return call_masked(classifier.layers, x, mask=mask, fill=fill, out=out, num_threads=num_threads, dtype=dtype)
 
 
 def predict(
@@ -126,71 +149,116 @@ def predict(
     x: Any,
     *,
     size: Any = None,
+    mask: Any = None,
+    fill: Any = None,
     out: Any = None,
     num_threads: int | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Compute `classifier.predict(x)` from logits in `dtype`."""
-    call, receiver = arguments.check_predict(classifier.all_layers, classifier.link, x, size, out, num_threads)
-    logits = _logits(classifier, x, dtype)
+    call, receiver, _, names = arguments.check_predict(
+        classifier.all_layers, classifier.link, classifier.classes, x, size, mask, fill, out, num_threads
+    )
+    axis = call.out_layout.index("C")
+    logits = _logits(classifier.all_layers, call, dtype)
+    if call.fill is not None:
+        logits = np.where(_counted(call, logits), logits, logits.dtype.type(np.nan))
     if classifier.link == "multilabel":
-        indicators = (logits > 0).astype(np.int32)
-        if receiver is None:
-            return indicators
-        receiver[...] = indicators
-        return out
-    for axis, length in enumerate(call.out_shape):
-        if call.out_layout[axis] not in "NC" and size is not None:
-            logits = _resized(logits, axis, length)
-    labels = np.argmax(logits, axis=call.out_layout.index("C")).astype(np.int32)
+        labels = (logits > 0).astype(np.int32)
+        hidden = np.isnan(logits)
+    else:
+        for i, length in enumerate(call.out_shape):
+            if call.out_layout[i] not in "NC" and size is not None:
+                logits = _resized(logits, i, length)
+        labels = np.argmax(logits, axis=axis).astype(np.int32)
+        hidden = np.isnan(logits).any(axis=axis)
+    if call.fill is not None:
+        labels[hidden] = call.fill
     if receiver is None:
-        return classifier.named(labels)
+        return labels if names is None else names[labels]
     receiver[...] = labels
     return out
 
 
 def top_k(
-    classifier: Any, x: Any, k: int, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+    classifier: Any,
+    x: Any,
+    k: int,
+    *,
+    mask: Any = None,
+    fill: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute `classifier.top_k(x, k)` from logits in `dtype`."""
-    call, label_receiver, logit_receiver = arguments.check_top_k(classifier.all_layers, x, k, out, num_threads)
+    call, label_receiver, logit_receiver, names = arguments.check_top_k(
+        classifier.all_layers, classifier.classes, x, k, mask, fill, out, num_threads
+    )
     axis = call.out_layout.index("C")
-    every = _logits(classifier, x, dtype)
+    every = _logits(classifier.all_layers, call, dtype)
     # lexsort takes the last key as the primary one: NaN first, then the largest logits. Equal logits stay in order.
     order = np.lexsort((-every, ~np.isnan(every)), axis=axis)
     labels = order.take(range(call.out_shape[axis]), axis).astype(np.int32)
     logits = np.take_along_axis(every, labels, axis)
+    if call.fill is not None:
+        counted = _counted(call, every)
+        labels, logits = (
+            np.where(counted, labels, np.int32(call.fill)),
+            np.where(counted, logits, logits.dtype.type(np.nan)),
+        )
     if label_receiver is None or logit_receiver is None:
-        return classifier.named(labels), logits
+        return (labels if names is None else names[labels]), logits
     label_receiver[...], logit_receiver[...] = labels, logits
     return out[0], out[1]
 
 
 def predict_proba(
-    classifier: Any, x: Any, *, out: Any = None, num_threads: int | None = None, dtype: DTypeLike = np.float32
+    classifier: Any,
+    x: Any,
+    *,
+    mask: Any = None,
+    fill: Any = None,
+    out: Any = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Compute `classifier.predict_proba(x)` in `dtype`."""
-    call = arguments.check_probabilities(classifier.all_layers, classifier.link, x, out, num_threads)
-    probabilities = links.probabilities(
-        classifier.link,
-        _logits(classifier, x, dtype),
-        call.out_layout.index("C"),
-        binary=classifier.head is not classifier.layer,
-    )
+    call = arguments.check_probabilities(classifier.all_layers, classifier.link, x, mask, fill, out, num_threads)
+    axis = call.out_layout.index("C")
+    logits = _logits(classifier.all_layers, call, dtype)
+    probabilities = links.probabilities(classifier.link, logits, axis, binary=classifier.head is not classifier.layer)
+    if call.fill is not None:
+        probabilities = np.where(_counted(call, logits), probabilities, probabilities.dtype.type(call.fill))
     if call.out is None:
         return probabilities
     call.out[...] = probabilities
     return out
 
 
+def _counted(call: arguments.Call, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which pixels count, in the layout of the result, with one channel: none with a NaN among its values."""
+    counted = ~np.isnan(values).any(axis=call.out_layout.index("C"), keepdims=True)
+    if call.mask is None:
+        return counted
+    steps = dict(zip((letter for letter in call.layout if letter not in "NC"), call.stride, strict=True))
+    mask = call.mask[tuple(slice(None, None, steps.get(letter)) for letter in call.layout)]
+    return counted & mask.transpose([call.layout.index(letter) for letter in call.out_layout])
+
+
 def _resized(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     """Resize one axis linearly, with half-pixel centres; beyond the outermost centres the values are constant."""
-    old = map_.shape[axis]
-    place = np.maximum((np.arange(length) + 0.5) * old / length - 0.5, 0)
+    old, number = map_.shape[axis], map_.dtype.type
+    # In the dtype of the map, as the engine does in float32: both agree on which values have no weight.
+    place = np.maximum(
+        number(old) / number(length) * (np.arange(length, dtype=map_.dtype) + number(0.5)) - number(0.5), 0
+    )
     first = np.minimum(place.astype(int), old - 1)
-    part = (place - first).astype(map_.dtype).reshape([-1 if i == axis else 1 for i in range(map_.ndim)])
-    below, above = map_.take(first, axis), map_.take(np.minimum(first + 1, old - 1), axis)
-    return below + part * (above - below)
+    part = place - first.astype(map_.dtype)
+    # Without a weight, the second value is the first: NaN times 0 would be NaN.
+    second = np.where(part > 0, np.minimum(first + 1, old - 1), first)
+    below, above = map_.take(first, axis), map_.take(second, axis)
+    return below + part.reshape([-1 if i == axis else 1 for i in range(map_.ndim)]) * (above - below)
 
 
 def pointwise_conv_backward(
@@ -269,18 +337,22 @@ class Components(NamedTuple):
     explained_variance_ratio: NDArray[np.float64]
 
 
-def principal_components(x: Any, n_components: int, *, layout: str = "NCHW", mask: Any = None) -> Components:
+def principal_components(
+    x: Any, n_components: int | float | None = None, *, layout: str = "NCHW", mask: Any = None
+) -> Components:
     """Compute the attributes of `pwconv.ChannelReducer(n_components, layout=layout).fit(x, mask=mask)` in float64."""
     parts, counted, _ = arguments.check_pixels(layout, x, mask)
     pixels = np.concatenate([part.astype(np.float64) for part in parts])
     samples = pixels.reshape(len(pixels), -1) if counted is None else pixels[:, counted]
+    count = arguments.component_count(n_components, *samples.shape)
     mean = samples.mean(axis=1)
     _, values, rows = np.linalg.svd((samples.T - mean), full_matrices=False)
     variances = values**2 / (samples.shape[1] - 1)
-    signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
-    components = (signs[:, np.newaxis] * rows)[:n_components]
     ratios = variances / (variances.sum() or 1)  # 0 for a flat image
-    return Components(components, mean, variances[:n_components], ratios[:n_components])
+    kept = arguments.components_kept(count, ratios)
+    signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
+    components = (signs[:, np.newaxis] * rows)[:kept]
+    return Components(components, mean, variances[:kept], ratios[:kept])
 
 
 class Plan(NamedTuple):
@@ -347,20 +419,23 @@ def _read_only_copy(array: Float32Array) -> Float32Array:
     return copy
 
 
-def _logits(classifier: Any, x: Any, dtype: DTypeLike) -> NDArray[Any]:
-    """Compute the logits of a classifier, one channel for each class, into a new array."""
-    calls, _ = arguments.check_chain(classifier.all_layers, x)
-    logits: Any = calls[0].x
-    for layer, call in zip(classifier.all_layers, calls, strict=True):
-        logits = _compute_layer(layer, call._replace(x=logits), None, dtype)
+def _logits(layers: Any, call: arguments.Call, dtype: DTypeLike) -> NDArray[Any]:
+    """Compute layers one after the other into a new array; the last rounds to no other dtype."""
+    calls, _ = arguments.check_chain(layers, call.x)
+    logits: Any = call.x
+    for layer, each in zip(layers, calls, strict=True):
+        spec = layer.spec._replace(out_dtype="float32") if layer is layers[-1] else layer.spec
+        logits = _compute_layer(layer, each._replace(x=logits), None, dtype, spec)
     return logits
 
 
-def _compute_layer(layer: Any, call: arguments.Call, out: Any, dtype: DTypeLike) -> NDArray[Any]:
-    """Compute a call of a layer, whose own scales and shifts stand in for those that the call does not give."""
+def _compute_layer(
+    layer: Any, call: arguments.Call, out: Any, dtype: DTypeLike, spec: Spec | None = None
+) -> NDArray[Any]:
+    """Compute a checked call of a layer; its own scales and shifts replace those that the call lacks."""
     names = ("input_scale", "input_shift", "output_scale")
     own = {name: scale for name, scale in zip(names, layer.scales, strict=True) if getattr(call, name) is None}
-    return _compute(layer.spec, layer.matrix, layer.bias1d, call._replace(**own), out, dtype)
+    return _compute(spec or layer.spec, layer.matrix, layer.bias1d, call._replace(**own), out, dtype)
 
 
 @np.errstate(all="ignore")
@@ -399,11 +474,16 @@ def _compute(
     if "N" not in call.layout:
         y, axes = y[0], axes[1:]
     y = y.transpose([axes.index(letter) for letter in call.out_layout])
-    if call.out is None:
-        if spec.out_dtype != "float32":
-            y = arguments.rounded(y, arguments.numpy_dtype(spec.out_dtype))
+    return _stored(y, spec.out_dtype, call.out, out)
+
+
+def _stored(y: NDArray[Any], out_dtype: str, receiver: NDArray[Any] | None, out: Any) -> NDArray[Any]:
+    """Round a result to its dtype; return it, or `out` after writing it to `receiver`, a view of `out`."""
+    if receiver is None:
+        if out_dtype != "float32":
+            y = arguments.rounded(y, arguments.numpy_dtype(out_dtype))
         return np.ascontiguousarray(y)
-    call.out[...] = arguments.rounded(y, call.out.dtype)
+    receiver[...] = arguments.rounded(y, receiver.dtype)
     return out
 
 

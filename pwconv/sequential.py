@@ -139,7 +139,7 @@ def _convolution(
     module: Any, place: str, adapter: Any, weight: str, options: dict[str, Any], advice: str
 ) -> Convolution:
     try:
-        told = adapter(module, options)
+        arguments_read = adapter(module, options)
     except TypeError:
         raise _refusal(place, module, advice) from None
     except ValueError as error:
@@ -151,7 +151,7 @@ def _convolution(
         bias = foreign_numbers(module.bias, f"bias of {place}").astype(np.float64)
     # The layout that the module itself takes, whatever is asked for.
     layout = adapter(module, {"activation": None})["layout"]
-    return Convolution(place, matrix, bias, layout, told.get("groups", 1), told.get("stride", 1))
+    return Convolution(place, matrix, bias, layout, arguments_read.get("groups", 1), arguments_read.get("stride", 1))
 
 
 def _norm(place: str, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any, axes: int | None) -> Norm:

@@ -285,6 +285,25 @@ class PointwiseBranches(Layers):
         return self._sum_of_costs(calls) - Cost(0, 0, 4 * again)
 
 
+def run_masked(
+    layers: tuple[PointwiseConv, ...], x: Any, mask: Any, fill: Any, out: Any, num_threads: int | None
+) -> NDArray[Any]:
+    """Compute layers one behind the other, and give `fill` to pixels that do not count.
+
+    `mask` is None or bool, True for pixels that count; a masked `x` has a mask of its own. Pixels with a NaN in the
+    result do not count either. Blocks of pixels none of which counts are not computed.
+    """
+    if any(layer.spec.backend == "numpy" for layer in layers):
+        return reference.call_masked(layers, x, mask=mask, fill=fill, out=out, num_threads=num_threads)
+    call = arguments.check_values(layers, x, mask, fill, out, num_threads)
+    result = arguments.empty_result(call.out_shape, layers[-1].spec.out_dtype) if call.out is None else call.out
+    nothing = (None,) * (len(layers) - 1)
+    runtime.engine.run_layers(
+        layers, call.x, (*nothing, None), (*nothing, result), False, call.mask, call.fill, call.num_threads
+    )
+    return result if out is None else out
+
+
 def _joined(shapes: list[tuple[int, ...]], axis: int, dtype: str) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
     """Return a new map that joins maps of these shapes along an axis, and a view of each part."""
     ends = list(itertools.accumulate(shape[axis] for shape in shapes))

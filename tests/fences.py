@@ -1,8 +1,8 @@
-"""Calls whose arrays lie between pages that nobody may touch: the slightest step outside ends the process.
+"""Calls whose arrays lie between protected pages: any access outside of an array ends the process.
 
-Inputs are read-only pages meanwhile, and what lies between the elements of `out` is compared afterwards. So any read
-outside of any array, and any write but to the elements of `out`, is found. `python tests/fences.py --seconds 60` looks
-at problems from a new seed each time.
+Inputs lie on read-only pages, and the bytes between the elements of `out` are compared afterwards. So any read
+outside of all arrays, and any write except to the elements of `out`, is found.
+`python tests/fences.py --seconds 60` tries random problems from a new seed each time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Field:
-    """Pages with a fence on both sides."""
+    """Pages of memory with a protected page, the fence, on both sides."""
 
     def __init__(self, nbytes: int):
         self.nbytes = -(-max(nbytes, 1) // PAGE) * PAGE
@@ -51,7 +51,7 @@ class Field:
 
 
 def place(rng: random.Random, values: np.ndarray, views: bool = True) -> tuple[np.ndarray, Field]:
-    """A copy of `values` with random strides whose first or last byte lies at a fence; the rest is left untouched."""
+    """A copy of `values` with random strides whose first or last byte lies at a fence, and its field."""
     item = values.itemsize
     strides = [item] * values.ndim
     order = list(range(values.ndim))
@@ -78,11 +78,11 @@ KINDS = (np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16)
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NC", "NCDHW", "NDHWC")
 CHANNELS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 48, 63, 100, 255, 256, 257, 300, 513, 600)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 31, 33, 50)
-MOST = 6_000_000  # multiplications of one problem, enough for more than one thread
+MOST = 6_000_000  # multiply-adds of one problem at most, enough for more than one thread
 
 
 class Problem:
-    """A random layer, and a call of it."""
+    """A random layer and the arguments of one call."""
 
     def __init__(self, seed: int):
         rng = random.Random(seed)
@@ -120,10 +120,10 @@ class Problem:
         self.x = self.draw(shape, rng.choice((np.float32,) * 4 + KINDS))
         self.parts = []
         if sizes["C"] and rng.random() < 0.2 and shape[layout.index("C")] > 1:
-            cut = rng.randrange(1, shape[layout.index("C")])
-            self.parts = np.split(self.x, [cut], axis=layout.index("C"))
+            split = rng.randrange(1, shape[layout.index("C")])
+            self.parts = np.split(self.x, [split], axis=layout.index("C"))
         self.weight = self.draw((groups * outs, depth))
-        if rng.random() < 0.2:  # bfloat16 cannot stand for these, so float32 computes what they belong to
+        if rng.random() < 0.2:  # special values, whose sums are recomputed in float32
             self.weight.flat[-1:] = np.inf
             if self.x.dtype == np.float32:
                 self.x.flat[-1:] = -np.inf
@@ -147,7 +147,7 @@ class Problem:
         return f"x {form} {self.x.dtype}, weight {self.weight.shape}, {self.options}, {sorted(self.given)}"
 
     def fenced(self) -> tuple[list[np.ndarray] | np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """All inputs between fences, read-only from now on."""
+        """Copies of all inputs between fences, on pages that are read-only from now on."""
         fields = []
 
         def inside(values: np.ndarray, views: bool = True) -> np.ndarray:
@@ -164,7 +164,7 @@ class Problem:
         return x, weight, given
 
     def check(self, threads: int) -> None:
-        """The function and a layer, between fences, give what they give elsewhere, and write nothing but that."""
+        """Function and layer give the same bits between fences as elsewhere, and write only the elements of `out`."""
         expected = pwconv.pointwise_conv(self.parts or self.x, self.weight, num_threads=1, **self.given, **self.options)
         x, weight, given = self.fenced()
         bias = given.pop("bias", None)
@@ -179,7 +179,7 @@ class Problem:
             assert (field.inside == UNTOUCHED).all(), "something was written between the elements of out"
 
     def check_several(self, threads: int) -> None:
-        """Branches, and a chain with a residual in the middle and a result that is kept, between fences."""
+        """The same for branches, and for a chain with a residual in the middle and a kept result."""
         options = self.options | {"out_layout": self.options["layout"]}
         bias = self.given.get("bias")
         layer = pwconv.PointwiseConv(self.weight, bias, **options)
@@ -210,7 +210,7 @@ class Problem:
 
 
 def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
-    """Problems with these seeds; what was last printed is the one that a crash belongs to."""
+    """Check problems with these seeds; each is printed first, so the last one printed is the cause of a crash."""
     engine.set_isa(isa)
     for seed in seeds:
         problem = Problem(seed)
@@ -221,7 +221,7 @@ def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
 
 
 def step_over(where: str) -> None:
-    """Shows that fences hold: this must crash."""
+    """Access a byte beyond a fence, or write to a read-only page; this must crash."""
     view, field = place(random.Random(0), np.zeros(PAGE, np.uint8), views=False)
     field.close_for_writing()
     at = {"before": view.ctypes.data - 1, "after": view.ctypes.data + PAGE, "inside": view.ctypes.data}[where]

@@ -1,8 +1,8 @@
-"""Hostile arguments for every public function: only TypeError, ValueError and MemoryError may come out.
+"""Hostile arguments for every public function, which may raise only TypeError, ValueError and MemoryError.
 
 `python tests/fuzz.py --seconds 60` looks for a crash, a hang or another exception, from a new seed each time, and says
-how to repeat what it found. What an object raises by itself (`Theirs`) passes through; a pointer that lies cannot be
-caught, so no object here claims memory that it has not.
+how to repeat the case. Errors that the caller's objects raise (`Theirs`) pass through. A wrong pointer cannot be
+detected, so no object here claims memory that it does not have.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ import pwconv
 
 PATIENCE = 20  # seconds for one case; it needs less than a millisecond
 BATCH = 500  # cases in one process
-MEMORY = 4 << 30  # bytes of addresses that a process may ask for; what is not tiny here is far larger
+MEMORY = 4 << 30  # the limit on bytes of addresses; cases need very few or far more
 
 
 class Theirs(Exception):  # noqa: N818  # not an error of the library
-    """What hostile objects raise."""
+    """The error that hostile objects raise."""
 
 
 EXPECTED = (TypeError, ValueError, MemoryError, Theirs)
 
-# Arrays that hold what they say ---------------------------------------------------------------------------------------
+# Real arrays and buffers ----------------------------------------------------------------------------------------------
 
 FORMATS = (
     *("f4", "f4", "f4", "f4", "f2", "u1", "i1", "u2", "i2", ">f4", ">f2", ">u2", "f8", ">f8", "f16", "i4", "u4", "i8"),
@@ -65,14 +65,14 @@ def values(rng: random.Random, shape: tuple[int, ...], kind: str = "f4") -> np.n
 
 
 def strange_view(rng: random.Random, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 with strides of any sign and size, also 0 and odd ones, that stay inside memory of its own."""
+    """float32 with strides of any sign and size, also 0 and multiples of no element, inside memory of its own."""
     strides = [rng.choice((0, 1, -1, 4, -4, 7, 4, 8, -12, 64, 400)) for _ in shape]
     low = sum(min(0, (length - 1) * stride) for length, stride in zip(shape, strides, strict=True) if length)
     high = sum(max(0, (length - 1) * stride) for length, stride in zip(shape, strides, strict=True) if length) + 4
     if 0 in shape:
         low, high = 0, 4
     for axis, length in enumerate(shape):
-        if length == 1 or 0 in shape:  # a stride that nobody follows
+        if length == 1 or 0 in shape:  # a stride that no address depends on
             strides[axis] = rng.choice((strides[axis], 2**62, -(2**62), 2**63 - 1, -(2**63)))
     memory = np.zeros(high - low + 8, np.uint8)
     start = memory[-low + rng.randrange(4) :][:4].view(np.float32)
@@ -85,7 +85,7 @@ def giant(rng: random.Random, shape: tuple[int, ...]) -> np.ndarray:
     sizes[axis] = rng.choice(GIANTS)
     if rng.random() < 0.3:
         sizes[rng.randrange(len(sizes))] = rng.choice((0, *GIANTS))
-    if math.prod(length or 1 for length in sizes) >= 2**61:  # more than NumPy counts
+    if math.prod(length or 1 for length in sizes) >= 2**61:  # more bytes than NumPy allows
         sizes = [1] * len(sizes)
         sizes[axis] = rng.choice(GIANTS)
     return np.broadcast_to(np.float32(1), sizes)
@@ -140,11 +140,11 @@ def exporter(rng: random.Random, data: np.ndarray) -> Any:
     return raw
 
 
-# Objects that pretend -------------------------------------------------------------------------------------------------
+# Objects that pretend to be arrays ------------------------------------------------------------------------------------
 
 
 class Strange:
-    """An object with the given attributes and special methods; `Strange` ones raise when they are called."""
+    """An object with the given attributes and special methods."""
 
     def __new__(cls, **attributes: Any) -> Any:
         return object.__new__(type("Strange", (cls,), attributes))
@@ -165,8 +165,8 @@ def raising(error: type[Exception] = Theirs) -> Any:
 
 
 def interface(rng: random.Random, data: np.ndarray) -> Any:
-    """An array interface with a mistake, over the array's own memory or less."""
-    told = dict(data.__array_interface__)
+    """An object with a faulty array interface, over the array's own memory or less."""
+    fields = dict(data.__array_interface__)
     mistakes = {
         "shape": [None, 5, "23", (-1,), (2.0,), ("a",), (2**70,), [1], (1,) * 70, ()],
         "typestr": [None, 4, "", "f", "<f", "<f3", "<x4", ">f4", "|O8", "<V0", "<f4junk", b"<f4", "<f99999999999"],
@@ -178,17 +178,17 @@ def interface(rng: random.Random, data: np.ndarray) -> Any:
     }
     for name in rng.sample(list(mistakes), rng.randint(1, 2)):
         if rng.random() < 0.3:
-            told.pop(name, None)
+            fields.pop(name, None)
         else:
-            told[name] = rng.choice(mistakes[name])
-    if told.get("shape") == () or told.get("typestr") == "|O8":
-        told["data"] = bytes(8)  # no pointers that are none
-    told = rng.choice((told, told, told, None, [told], property(raising())))
-    return Strange(__array_interface__=told, memory=data)
+            fields[name] = rng.choice(mistakes[name])
+    if fields.get("shape") == () or fields.get("typestr") == "|O8":
+        fields["data"] = bytes(8)  # the array's own bytes are not pointers to objects
+    fields = rng.choice((fields, fields, fields, None, [fields], property(raising())))
+    return Strange(__array_interface__=fields, memory=data)
 
 
 def pretender(rng: random.Random, data: np.ndarray) -> Any:
-    """An object that hands out an array, or says so."""
+    """An object that offers an array through some protocol, rightly or wrongly."""
     wrong = rng.choice((None, 5, "array", [1.0], data[..., None], data.astype(np.float64), data.tolist(), object()))
     name = rng.choice(("bfloat16", "float32", 5, None))
     choices = [
@@ -221,7 +221,7 @@ def pretender(rng: random.Random, data: np.ndarray) -> Any:
 
 
 class Text(str):
-    """A string that compares as it likes."""
+    """A string whose comparison raises."""
 
     __slots__ = ()
 
@@ -284,7 +284,7 @@ def hostile_array(rng: random.Random, shape: tuple[int, ...]) -> Any:
 
 
 class Case(NamedTuple):
-    """A call that is good but for some arguments."""
+    """A call, of whose arguments some may be hostile."""
 
     function: Any
     arguments: dict[str, Any]
@@ -302,7 +302,7 @@ OPTIONS = {
 
 
 class Scene:
-    """Good arguments of every public function for layers of one size."""
+    """Valid arguments of every public function for layers of one size."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -339,7 +339,7 @@ class Scene:
         return {"groups": self.groups, "layout": self.layout}
 
     def spoil(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Puts something hostile in the place of some arguments, also of some that were left out."""
+        """Replaces some arguments by hostile objects."""
         possible = list(arguments)
         for name in self.rng.sample(possible, min(len(possible), self.rng.choice((1, 1, 1, 2, 3)))):
             if name in self.shapes:
@@ -354,7 +354,7 @@ class Scene:
         return pwconv.PointwiseConv(**self.arrays("weight", "bias"), **self.options())
 
     def rest(self, names: str) -> dict[str, Any]:
-        """Some optional arguments, as they are by default."""
+        """Some optional arguments with their default, None."""
         return {name: None for name in names.split() if self.rng.random() < 0.5}
 
     def construction(self) -> dict[str, Any]:
@@ -416,7 +416,7 @@ class Scene:
                 ("decision_function", {"out": None}),
             )
         )
-        if "size" in given:  # a small result of an enormous map would have to be waited for
+        if "size" in given:  # a small result of an enormous map would take too long
             given = self.spoil(given) | {"x": strange_view(self.rng, self.map(self.ins))}
         else:
             given = self.spoil(self.arrays("x") | given)
@@ -424,11 +424,11 @@ class Scene:
 
     def reducer(self) -> Case:
         reducer = pwconv.ChannelReducer(1, layout=self.layout)
-        x = strange_view(self.rng, self.map(self.ins))  # an enormous map would have to be waited for
+        x = strange_view(self.rng, self.map(self.ins))  # an enormous map would take too long
         if self.rng.random() < 0.5:
             reducer.set_params(n_components=junk(self.rng))
             return Case(self.rng.choice((reducer.fit, reducer.partial_fit, reducer.fit_transform)), {"x": x})
-        # Fitted to numbers, as random bytes hold NaN, and to pixels enough.
+        # Fitted to finite numbers, since random bytes hold NaN, and to enough pixels.
         reducer.set_params(layout="NC").fit(np.arange(64 * self.ins, dtype=np.float32).reshape(64, self.ins))
         reducer.set_params(layout=self.layout)
         if self.rng.random() < 0.5:
@@ -471,7 +471,7 @@ def good() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def run_case(seed: int) -> None:
-    """One hostile call; then all must be as it was."""
+    """Make one hostile call; a valid call must give the right result afterwards."""
     rng = random.Random(seed)
     case = Scene(rng).case()
     signal.alarm(PATIENCE)
@@ -492,7 +492,7 @@ def run_cases(seeds: range) -> None:
 
 
 def restored_from_damage(data: bytes, load: Callable[[bytearray], Any] = pickle.loads) -> Iterator[tuple[Any, Any]]:
-    """Damage every byte of a pickle in turn, a bit at a time; yield where, and what is loaded where that works."""
+    """Flip one bit of a pickle at a time; yield its place, and the object, for each damaged pickle that loads."""
     for position, bit in itertools.product(range(len(data)), (0x01, 0x20, 0x80)):
         damaged = bytearray(data)
         damaged[position] ^= bit
@@ -504,14 +504,14 @@ def restored_from_damage(data: bytes, load: Callable[[bytearray], Any] = pickle.
 
 
 def give_up(unraisable: Any) -> None:
-    """Ends a process in which an exception came up where it could only be ignored."""
+    """Ends the process after an exception that Python could only ignore, such as one in `__del__`."""
     traceback.print_exception(unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback)
     sys.stderr.flush()
     os._exit(1)
 
 
 def survives(seeds: range) -> bool:
-    """Runs cases in a process of their own, as one of them may end it."""
+    """Whether cases pass in a process of their own, which one of them may crash."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0

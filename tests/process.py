@@ -1,6 +1,6 @@
-"""Functions run in processes of their own, and what the kernel says of a process's threads and memory (Linux).
+"""Run functions in processes of their own, and read the threads and memory of a process from /proc (Linux).
 
-What may crash, hang, run out of memory or leave workers behind does so apart from the tests, with a time limit.
+Tests that may crash, hang, run out of memory or leave worker threads behind use such a process, with a time limit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def tasks():
 
 
 def _read(task, name):
-    """What the kernel says of a thread; nothing if it has just ended."""
+    """The text of a file in /proc about a thread; empty if the thread has just ended."""
     try:
         return Path(f"/proc/self/task/{task}/{name}").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -66,7 +66,7 @@ def _read(task, name):
 
 
 def running():
-    """How many other threads of this process run, or would if there were a core for them."""
+    """The number of other threads of this process that run or wait for a core."""
     me = threading.get_native_id()
     states = (_read(task, "stat").rpartition(")")[2].split() for task in tasks() if task != me)
     return sum(state[:1] == ["R"] for state in states)
@@ -78,7 +78,7 @@ def seconds_of_cpu():
 
 
 def threads_that_compute(call, seconds=0.3):
-    """How many threads take part when a call is repeated for a while: those that use a twentieth of it."""
+    """The number of threads that use at least a twentieth of the time while a call is repeated."""
     before = seconds_of_cpu()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -88,9 +88,9 @@ def threads_that_compute(call, seconds=0.3):
 
 
 def threads_at_once(call, callers=1, seconds=0.5):
-    """How many threads run at the same time, in nine samples of ten at most, while so many of ours repeat a call.
+    """The ninth decile of the number of threads that run at once while `callers` threads repeat a call.
 
-    The median would be less on a busy machine, where all wait for one that waits for a core.
+    The median would be lower on a busy machine, where all threads wait for one that waits for a core.
     """
     stop = threading.Event()
 
@@ -112,7 +112,7 @@ def threads_at_once(call, callers=1, seconds=0.5):
 
 
 def bytes_of(kind):
-    """The `size` of this process in addresses, what of it is `resident` in memory, or was at its `peak`."""
+    """The `size` of this process in bytes of addresses, the `resident` bytes in memory, or their `peak`."""
     field = {"size": "VmSize:", "resident": "VmRSS:", "peak": "VmHWM:"}[kind]
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
@@ -120,7 +120,7 @@ def bytes_of(kind):
 
 @contextlib.contextmanager
 def room_for(nbytes):
-    """This process may have so many bytes more of addresses, and no more (on Linux; elsewhere as many as it likes)."""
+    """Limit this process to `nbytes` more bytes of addresses (on Linux; elsewhere there is no limit)."""
     if sys.platform != "linux":
         yield
         return

@@ -1,4 +1,4 @@
-"""What the arguments may be: every error with its message, and everything that is taken although it looks unusual."""
+"""Arguments: every error with its message, and unusual arguments that are accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST = 2**30 - 1
 
 
 def good_call(rng):
-    """Arguments that are all in order: two images, 6 -> 4 channels in 2 groups, and a result with a guard around it."""
+    """Valid arguments: two images, 6 -> 4 channels in 2 groups, and an `out` inside a larger guard array."""
 
     def normal(*shape):
         return rng.standard_normal(shape, dtype=np.float32)
@@ -60,7 +60,7 @@ class RecordsGradients:
 
 
 class Copies:
-    """An object that hands out a new array at each turn."""
+    """An object whose `__array__` returns a new array each time."""
 
     def __array__(self, dtype=None, copy=None):
         return np.zeros(OUT_SHAPE, np.float32)
@@ -90,7 +90,7 @@ def ones(*shape, dtype=np.float32):
 
 
 def array_errors(name):
-    """Everything that is no array, for one argument."""
+    """Cases for one argument that are not arrays."""
     wrong = {"number": 1.5, "str": "text", "object": object()}
     return {
         f"{name} {kind}": ({name: value}, TypeError, rf"^{name} must be .*got {type(value).__name__}")
@@ -104,7 +104,7 @@ FOREIGN_DTYPES = {"residual": ("uint32",), "out": ("uint32", ">f4")}
 
 
 def float32_errors(name, *shape):
-    """What else is wrong for an argument that is one float32 array of this shape."""
+    """Further wrong cases for an argument that is one float32 array of this shape."""
     return {
         **array_errors(name),
         f"{name} list": ({name: [1.0, 2.0]}, TypeError, rf"^{name} must be a float32 array, got list$"),
@@ -423,7 +423,7 @@ def test_residual_on_the_memory_of_out_needs_the_same_strides(backend):
 @forms
 @backends
 def test_overlap_that_cannot_be_decided_in_bounded_time_raises(form, backend):
-    """Deciding whether two views share an element is a knapsack problem: nobody waits, nothing is written."""
+    """Whether two views share an element is NP-complete to decide, so the search is bounded and the call raises."""
     shape = (2, *(3,) * 11)
     out_steps = (1068065, 357407, 128128, 33782, 8876, 2164, 569, 199, 43, 17, 3, 1)
     x_steps = (68706, 54290, 136603, 118582, 133691, 85237, 129738, 148214, 100942, 110542, 177190, 153301)
@@ -475,7 +475,7 @@ def test_unknown_and_missing_arguments(backend):
         layer(x, ones(3))
 
 
-# What is taken --------------------------------------------------------------------------------------------------------
+# Accepted arguments ---------------------------------------------------------------------------------------------------
 
 
 def expect(result, arguments):
@@ -661,7 +661,7 @@ def test_residual_may_be_out(form, backend):
 @forms
 @backends
 def test_channel_slices_of_one_buffer(form, backend):
-    """`x` and `out` interleave channel by channel without sharing one; what lies beside stays as it was."""
+    """`x` and `out` are interleaved channels of one buffer and share none; the other channels do not change."""
     rng = np.random.default_rng(16)
     buffer = rng.standard_normal((2, 5, 7, 12), dtype=np.float32)
     before = buffer.copy()
@@ -675,7 +675,7 @@ def test_channel_slices_of_one_buffer(form, backend):
 @forms
 @backends
 def test_out_with_interlocking_strides(form, backend):
-    """No axis of this `out` steps over another as a whole, and yet no element is reached twice."""
+    """Strides of `out` that are not nested, although no two indices share an element."""
     memory = np.zeros(64, np.float32)
     out = as_strided(memory, (1, 1, 3, 2), (4, 4, 8, 12))
     rng = np.random.default_rng(17)

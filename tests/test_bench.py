@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, its fairness and its words. No test reads a real clock."""
+"""The benchmark: its arithmetic, the fairness of its races, and its texts. No test depends on measured time."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def test_a_workload_counts_its_result_and_the_bytes_it_moves():
     assert STRIDED.shape("NHWC", out=True) == (2, 3, 3, 4)
     assert STRIDED.bytes_written == 4 * 18 * 4
     weights = 4 * 3 + 4
-    # Every other row; in NCHW whole rows, since a cache line holds pixels that are wanted beside those that are not.
+    # Every other row is read. In NCHW whole rows count, since a cache line holds skipped pixels between sampled ones.
     assert STRIDED.bytes_read("NHWC") == 4 * (2 * 3 * 3 * 3 + weights)
     assert STRIDED.bytes_read("NCHW") == 4 * (2 * 3 * 6 * 3 + weights)
 
@@ -117,7 +117,7 @@ def test_a_measured_machine_has_a_peak_and_levels():
 
 
 class Clock:
-    """Time passes only when somebody works."""
+    """A fake clock, which only the workers' calls advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -286,7 +286,7 @@ def test_torch_is_given_bfloat16(layout):
 
 
 def test_the_time_of_torch_includes_the_stride(monkeypatch):
-    """As the others do: what it reads is a view of the map."""
+    """torch gets a strided view of the map, so the timed call pays for reading it, as with other peers."""
     torch = pytest.importorskip("torch")
     seen = []
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *_: seen.append(x) or x)
@@ -435,7 +435,7 @@ def test_errors_of_options(capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-UNITS = {
+KERNEL_SETS = {
     "none": dict.fromkeys(PRECISIONS, "avx512"),
     "one": {"highest": "avx512", "high": "avx512", "medium": "avx512_bf16"},
     "both": {"highest": "avx512", "high": "amx", "medium": "amx"},
@@ -443,7 +443,11 @@ UNITS = {
 
 
 @pytest.mark.parametrize(
-    ("units", "named", "precisions", "told"),
+<<<<<<< HEAD
+    ("units", "named", "precisions", "expected"),
+=======
+    ("kernel_sets", "named", "precisions", "message"),
+>>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
     [
         ("none", "highest", ["highest"], None),
         ("none", "highest,high,medium", ["highest"], "highest, high and medium are float32"),
@@ -454,17 +458,26 @@ UNITS = {
         ("both", "high,highest,medium", ["high", "highest", "medium"], None),
     ],
 )
-def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, told):
+<<<<<<< HEAD
+def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, expected):
     monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: UNITS[units])
+=======
+def test_precisions_that_are_float32_here_race_once(monkeypatch, kernel_sets, named, precisions, message):
+    monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: KERNEL_SETS[kernel_sets])
+>>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
     monkeypatch.setattr(peers, "_is_installed", lambda package: True)
     options = bench.parse(["--precision", named])
     assert options.precisions == precisions
-    # It is no peer of float32.
-    assert ("torch-bf16" in options.peers) == (units != "none" and named != "highest")
+    # torch-bf16 is a peer of lower precisions only.
+    assert ("torch-bf16" in options.peers) == (kernel_sets != "none" and named != "highest")
     assert "torch-bf16" not in options.without
     options.peers = ["numpy"]
     text = " ".join(" ".join(introduction(options, MACHINE)).split())
-    assert told in text if told else "on this machine" not in text
+<<<<<<< HEAD
+    assert expected in text if expected else "on this machine" not in text
+=======
+    assert message in text if message else "on this machine" not in text
+>>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
 
 
 def test_a_peer_says_why_it_does_not_race(monkeypatch):
@@ -489,7 +502,11 @@ def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
     assert "nothing to race" in capsys.readouterr().err
 
 
-# What is told ---------------------------------------------------------------------------------------------------------
+<<<<<<< HEAD
+# Reports --------------------------------------------------------------------------------------------------------------
+=======
+# Printed and drawn results --------------------------------------------------------------------------------------------
+>>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -591,7 +608,7 @@ def test_errors_are_drawn_against_times(monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that would have been saved."""
+    """The figures that the test's code saves, without files."""
     figures = []
     figure_class = pytest.importorskip("matplotlib.figure").Figure
     monkeypatch.setattr(figure_class, "savefig", lambda figure, path, dpi: figures.append(figure))
@@ -703,7 +720,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
     words = ("--layers", "2x5x6x3x4/2,1x4x4x16x16", "--peers", "numpy", "--layout", "NHWC", "--json", path)
     done = run_bench(*words, OPENBLAS_CORETYPE="Haswell")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no progress where nobody watches
+    assert done.stderr == ""  # progress is shown on terminals only
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in done.stdout
@@ -733,9 +750,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
 
 
 def test_the_command_races_several_precisions(tmp_path):
-    units = runtime.engine.isa_kernel_sets(runtime.engine.isa_supported()[-1])
-    if units["medium"] == units["highest"]:
-        pytest.skip("nothing multiplies bfloat16 here")
+    kernel_sets = runtime.engine.isa_kernel_sets(runtime.engine.isa_supported()[-1])
+    if kernel_sets["medium"] == kernel_sets["highest"]:
+        pytest.skip("this machine has no kernel set that multiplies bfloat16")
     path = tmp_path / "race.json"
     words = ("--layers", "1x4x4x64x64", "--peers", "numpy", "--precision", "highest,high,medium", "--json", path)
     done = run_bench(*words)
@@ -805,7 +822,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def script(name):
-    """Import a script from benchmarks/, which is no package."""
+    """Import a script from benchmarks/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -856,7 +873,7 @@ def test_the_inner_loop_of_each_tile_is_found():
     (name, loop), *others = machine_code.inner_loops(X86, x86.fma)
     assert others == []
     assert name == "panel_2x1"
-    # The loop around it has one FMA more, but that is no part of the inner one.
+    # The enclosing loop has one FMA more, which is not in the inner loop.
     assert [line.split()[0] for line in loop] == [".L3:", "vfmadd231ps", "vfmadd132ps", "vmovaps", "cmpq", "jne"]
     assert machine_code.occurrences(loop, x86.fma) == 2
     assert sum(bool(machine_code.STACK.search(line)) for line in loop) == 1

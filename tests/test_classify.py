@@ -1,4 +1,4 @@
-"""A classifier for every pixel: labels, probabilities and the best k, against logits in float64 and scikit-learn."""
+"""Pixel classifiers: labels, probabilities and the best k classes, against logits in float64 and scikit-learn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normal(seed, *shape):
 
 
 def logits_of(clf, x):
-    """The logits, and where the channels are."""
+    """The logits, and their channel axis."""
     return clf.decision_function(x), clf.layer.layout.index("C")
 
 
@@ -66,7 +66,7 @@ def test_labels_of_many_pixels(isa, layout, num_threads):
 
 @backends
 def test_ties_and_nan(backend):
-    """Logits that are given outright: equal ones, both zeros, infinities, and NaN in several places."""
+    """Given logits: ties, zeros of both signs, infinities, and NaN in several places."""
     nan, inf = np.nan, np.inf
     logits = np.array(
         [
@@ -81,7 +81,7 @@ def test_ties_and_nan(backend):
         ],
         np.float32,
     )
-    # Weights would spread NaN and infinities over all classes; a bias does not.
+    # The logits are given by the bias, since weights would spread NaN and infinities over all classes.
     for row in logits:
         clf = PixelClassifier(np.zeros((4, 1), np.float32), row, layout="NC", backend=backend)
         x = np.zeros((1, 1), np.float32)
@@ -122,7 +122,7 @@ def test_names_of_classes(backend, names):
 
 
 def test_inputs_are_those_of_a_layer(isa):
-    """A list of bytes and floats, and a crop that is flipped."""
+    """A list of uint8 and float32 maps, and a flipped crop."""
     parts = [data.astronaut()[:40, :50][::-1, 5:], normal(1, 40, 60, 17)[:, 8:53]]
     clf = random_classifier(30, 20, "HWC")
     logits = clf.decision_function(parts)
@@ -162,7 +162,7 @@ def test_labels_of_resized_logits(backend, layout, size):
     logits = np.moveaxis(logits, letters.replace("C", "").index("H"), 0)
     large = resized(logits.astype(np.float64), size)
     assert labels.shape == large.shape[1:]
-    # A label is right if no other logit is larger by more than rounding explains.
+    # A label is right if no other logit is larger by more than rounding errors.
     chosen = np.take_along_axis(large, labels[np.newaxis], 0)[0]
     assert np.all(large.max(0) - chosen <= 1e-5 * np.abs(large).max())
     assert np.mean(labels == large.argmax(0)) > 0.999
@@ -254,7 +254,7 @@ def test_scores_that_are_all_zero_are_equal_shares(backend):
 
 @backends
 def test_two_classes(backend):
-    """One row: logits of one channel, two columns of probabilities, class 0 at and below 0."""
+    """Weights of one row have one logit and two probabilities; class 0 is predicted for logits up to 0."""
     clf = PixelClassifier(np.ones((1, 1), np.float32), layout="NC", classes=["no", "yes"], backend=backend)
     x = np.float32([[-1], [0], [2]])
     assert np.array_equal(clf.decision_function(x), x)
@@ -282,7 +282,7 @@ ESTIMATORS = {
 
 
 def segmented_picture(classes):
-    """The astronaut as standardised colours, and names for her pixels by brightness with some noise."""
+    """The astronaut as standardised colours, and class names of the pixels by brightness, with some noise."""
     picture = data.astronaut()[100:300:4, 150:350:4].astype(np.float32)
     picture = (picture - picture.mean((0, 1))) / picture.std((0, 1))
     brightness = picture.mean(-1) + np.random.default_rng(0).normal(0, 0.2, picture.shape[:2])
@@ -333,7 +333,7 @@ def test_estimators_that_are_not_linear():
     pixels, labels = picture.reshape(-1, 3), labels.ravel()
     with pytest.raises(TypeError, match=r"^estimator must be linear and fitted, got LogisticRegression without coef_$"):
         PixelClassifier.from_sklearn(LogisticRegression())
-    # One against one: as many rows as classes, if there are three.
+    # One-vs-one has as many rows as classes if there are three classes.
     three = np.isin(labels, ["dark", "dim", "light"])
     pairs = SVC(kernel="linear").fit(pixels[three][:200], labels[three][:200])
     assert pairs.coef_.shape == (3, 3)
@@ -362,7 +362,7 @@ def test_from_linear():
 
 
 def test_from_linear_behind_a_map():
-    """VGG's fc6 is a convolution of 7 x 7: as a kernel it is refused at once, as a matrix when it meets a map."""
+    """VGG's fc6 is a 7 x 7 convolution: the constructor refuses the kernel; calls on maps refuse the matrix."""
     with pytest.raises(ValueError, match=r"^weight must look at one pixel.* \(9, 512, 7, 7\): .* with a 7 x 7 kernel;"):
         PixelClassifier.from_linear(np.zeros((9, 512, 7, 7)))
     clf = PixelClassifier.from_linear(np.zeros((9, 512 * 7 * 7)))
@@ -456,7 +456,7 @@ def test_no_pixels(backend, shape):
 
 @backends
 def test_no_channels(backend):
-    """Then the bias decides."""
+    """Without channels the logits are the bias."""
     clf = PixelClassifier(np.zeros((3, 0), np.float32), np.float32([1, 3, 2]), backend=backend)
     x = np.zeros((1, 0, 2, 2), np.float32)
     assert np.all(clf.predict(x) == 1)

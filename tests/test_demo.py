@@ -1,4 +1,4 @@
-"""The command line and the demo: what it prints is right, fits the page, and a wrong result fails it."""
+"""The command line and the demo: its figures are right, its text fits 80 columns, and a wrong result fails it."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from pwconv.commands import bench, demo
 
 @pytest.fixture
 def no_clock(monkeypatch):
-    """Run what would be timed once."""
+    """Run timed calls once, without a clock."""
     monkeypatch.setattr(
         demo, "race", lambda contenders, **_: {name: [(call(), 1e-3)[1]] for name, call in contenders.items()}
     )
@@ -151,7 +151,7 @@ def test_nearest_prototype_is_the_nearest():
 
 
 def test_picture(tmp_path, capsys, no_clock):
-    """Four stripes: four labels, in the stripes' own colours; six components are enough for all blocks there are."""
+    """A picture of four stripes has four labels in the stripes' colours, and six components restore all its blocks."""
     colours = np.array([[200, 30, 30], [30, 160, 60], [20, 40, 220], [240, 240, 200]], np.uint8)
     stripes = np.repeat(np.repeat([0, 1, 2, 3], [5, 4, 7, 6])[None], 10, axis=0)
     Image.fromarray(colours[stripes]).save(tmp_path / "photo.bmp")
@@ -176,7 +176,7 @@ def test_picture_of_a_single_pixel(tmp_path, no_clock):
 
 
 def test_a_photograph_of_scikit_image_beside_its_results(tmp_path, monkeypatch, no_clock):
-    """The composite holds the photograph, the labels in their colours, and components; each of them as wide."""
+    """The composite shows the photograph, the coloured labels and the components side by side, equally wide."""
     monkeypatch.chdir(tmp_path)
     assert command_line.main(["demo", "skimage:coffee", "--composite", "all.png"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"coffee.labels.png", "coffee.reduced.png", "all.png"}

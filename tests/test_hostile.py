@@ -121,9 +121,9 @@ def test_a_list_of_maps_with_different_ranks():
 
 
 def test_a_number_beyond_all_addresses_in_an_array_interface():
-    told = ONES.__array_interface__ | {"data": (2**70, False)}
+    interface = ONES.__array_interface__ | {"data": (2**70, False)}
     with pytest.raises(ValueError, match="x must be a float32 array, got Strange"):
-        pwconv.pointwise_conv(fuzz.Strange(__array_interface__=told), WEIGHT)
+        pwconv.pointwise_conv(fuzz.Strange(__array_interface__=interface), WEIGHT)
 
 
 def test_integers_of_numpy_and_beyond_all_types():

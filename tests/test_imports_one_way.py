@@ -18,6 +18,7 @@ PACKAGE = Path(pwconv.__file__).parent
 
 # Imports inside functions: of packages that are optional, or slow to import and needed by few calls.
 LATE = {
+    "pwconv.arguments.dtypes": {"ml_dtypes"},
     "pwconv.runtime": {"platform", "textwrap"},
     "pwconv.reduce": {"concurrent.futures"},
     "pwconv.commands.demo": {"PIL", "skimage"},

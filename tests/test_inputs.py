@@ -1,4 +1,4 @@
-"""Lists of maps and maps of narrow numbers: the bits of concatenating and casting first, and no such copies."""
+"""Lists of maps and narrow dtypes: the same bits as after concatenation and casts, without these copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREACTIVATION = {"input_activation": "relu", "activation": "silu"}
 
 
 def numbers(seed, shape, dtype):
-    """Numbers of all magnitudes that a dtype has, the largest and smallest included."""
+    """Numbers of all magnitudes of a dtype, with the largest and the smallest."""
     rng = np.random.default_rng(seed)
     if np.issubdtype(dtype, np.integer):
         ends = np.iinfo(dtype)
@@ -29,7 +29,7 @@ def numbers(seed, shape, dtype):
 
 
 def random_call(seed, channels, layout, sizes=(2, 13, 11)):
-    """Weights, bias and everything that is applied per channel, and for maps of that layout a shape by channels."""
+    """Arguments of a call except `x`, and a function that returns the shape of a map with a number of channels."""
     rng = np.random.default_rng(seed)
     n, h, w = sizes
     fixed = {"weight": rng.standard_normal((24, channels), np.float32), "bias": rng.standard_normal(24, np.float32)}
@@ -72,7 +72,7 @@ def test_bits_of_casting_bfloat16_first(isa, layout):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_number_is_widened_exactly(isa, dtype):
-    """All 256 or 65,536 numbers of a dtype through a layer that changes nothing, in lanes and as a single pixel."""
+    """All 256 or 65,536 numbers of a dtype through a layer with weight 1, channels first and channels last."""
     bits = np.arange(2 ** (8 * np.dtype(dtype).itemsize), dtype=np.uint32)
     every = bits.astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
     every = every[np.isfinite(every)]
@@ -120,7 +120,7 @@ def test_reference_widens_narrow_numbers(dtype):
 
 
 def test_a_photograph_as_it_comes():
-    """Bytes, channels last, a crop that is flipped: no float map of it is made."""
+    """A flipped crop of a channels-last photograph in uint8 is read without a float copy."""
     x = data.astronaut()[100:400, -50:50:-1]
     weight = np.random.default_rng(9).standard_normal((8, 3), dtype=np.float32)
     result = pwconv.pointwise_conv(x, weight, layout="HWC")
@@ -128,7 +128,7 @@ def test_a_photograph_as_it_comes():
 
 
 def test_a_raster_on_disk(tmp_path):
-    """16-bit bands in a file, band after band, mapped into memory."""
+    """A memory-mapped file of uint16 bands, one after another."""
     raster = numbers(10, (12, 40, 50), "uint16")
     raster.tofile(tmp_path / "bands.raw")
     mapped = np.memmap(tmp_path / "bands.raw", np.uint16, "r", shape=raster.shape)
@@ -154,7 +154,7 @@ def test_bits_of_concatenating_first(isa, channels, layout):
 
 @pytest.mark.parametrize("groups", [2, 5])
 def test_groups_of_a_list(isa, groups):
-    """Parts end inside groups."""
+    """The maps of a list may end inside a group."""
     rng = np.random.default_rng(14)
     parts = [rng.standard_normal((1, c, 9, 7), np.float32) for c in (3, 4, 13)]
     layer = pwconv.PointwiseConv(rng.standard_normal((20, 20 // groups), np.float32), groups=groups)
@@ -162,7 +162,7 @@ def test_groups_of_a_list(isa, groups):
 
 
 def test_parts_with_dtypes_and_strides_of_their_own(isa):
-    """RGB bytes of a photograph, 16-bit depth, a flipped float map, and a vector that is broadcast over the picture."""
+    """A list of a uint8 photograph, uint16 depth, a flipped float32 map, and a vector broadcast over all pixels."""
     rng = np.random.default_rng(15)
     picture = data.astronaut()[:64, :48]
     depth = rng.integers(0, 65535, (64, 48, 1), np.uint16)
@@ -229,5 +229,5 @@ def test_verify_takes_lists():
     ids=["bytes", "list"],
 )
 def test_no_copy_is_made(layout, view, call):
-    """Neither a float map of 100 MB nor a concatenation of 200 MB exists at any time."""
+    """No call makes a float32 copy of 100 MB or a concatenated copy of 200 MB."""
     assert extra_memory(layout, view, call) < LIMIT

@@ -1,4 +1,4 @@
-"""A layer as an object: its attributes, that nothing changes them, pickles, threads, the comparison with NumPy."""
+"""A layer as an object: attributes, immutability, pickles, threads, and the comparison with the NumPy reference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normal(seed, *shape):
 
 
 def rich_layer(backend):
-    """A layer in which no argument has its default."""
+    """A layer whose arguments all differ from their defaults."""
     return pwconv.PointwiseConv(normal(1, 1, 1, 3, 4), normal(2, 4), backend=backend, **OPTIONS)
 
 
@@ -71,6 +71,9 @@ def test_weight_keeps_its_shape(backend, weight_layout, shape):
     assert np.array_equal(layer.weight, weight)
 
 
+SCALES = ("input_scale", "input_shift", "output_scale")  # of the layer, or of one call
+
+
 def test_signatures_agree():
     """The layer and the NumPy reference take the arguments of the function: same names, order, kinds and defaults."""
     function = dict(inspect.signature(pwconv.pointwise_conv).parameters)
@@ -78,8 +81,7 @@ def test_signatures_agree():
     assert list(reference) == [*function, "dtype"]
     constructor = dict(inspect.signature(pwconv.PointwiseConv).parameters)
     call = dict(inspect.signature(pwconv.reference.call_layer).parameters)
-    own = ("input_scale", "input_shift", "output_scale")  # which both take
-    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in own), "dtype"]
+    assert list(call) == ["layer", *(name for name in function if name not in constructor or name in SCALES), "dtype"]
     for parameters in (reference, constructor, call):
         for name in function.keys() & parameters.keys() - {"backend"}:
             assert parameters[name].default == function[name].default
@@ -194,7 +196,7 @@ def test_plan_explains_wrong_shapes(backend):
 
 
 def same_layer(one, other):
-    """Whether two layers were told the same, bit for bit."""
+    """Whether two layers have the same arguments, bit for bit."""
     return (
         type(one) is type(other)
         and oracle.same_bits(one.weight, other.weight)
@@ -226,7 +228,7 @@ def test_pickle_of_an_empty_layer(shape):
 
 
 def test_the_weights_travel_once():
-    """Also after a call, when they are packed, and out of band where the caller asks for it."""
+    """A pickle holds no packed weights, also after a call; with out-of-band buffers it refers to the weights."""
     layer = pwconv.PointwiseConv(normal(1, 256, 128))
     layer(normal(2, 1, 128, 16, 16))
     assert len(pickle.dumps(layer)) < layer.weight.nbytes + 2000
@@ -235,9 +237,9 @@ def test_the_weights_travel_once():
     assert sum(buffer.raw().nbytes for buffer in buffers) == layer.weight.nbytes
 
 
-@pytest.mark.parametrize("protocol", [4, 5])  # in older ones a damaged memo index makes pickle itself take gigabytes
+@pytest.mark.parametrize("protocol", [4, 5])  # in older ones a damaged memo index makes pickle allocate gigabytes
 def test_a_damaged_pickle_never_gives_another_layer(protocol):
-    """Every byte of a pickle is damaged in turn: that raises, or does no harm."""
+    """A pickle with one damaged byte raises, or gives an equal layer."""
     layer = rich_layer("auto")
     data = pickle.dumps(layer, protocol)
     harmless = 0
@@ -294,7 +296,7 @@ def test_reference_in_both_dtypes(activation):
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name is not None], ids=str)
 def test_reference_at_large_arguments_infinities_and_nan(activation):
-    """Far out, at infinities and at NaN, whatever NumPy is told to do about overflow."""
+    """Large arguments, infinities and NaN, while NumPy is set to raise floating-point errors."""
     v = np.array([0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
     weight = np.ones((1, 1), np.float32)
     with np.errstate(all="raise"):
@@ -306,9 +308,9 @@ def test_reference_at_large_arguments_infinities_and_nan(activation):
 @backends
 def test_reference_of_a_layer_in_float64(backend):
     layer, x, residual = rich_layer(backend), normal(3, 2, 5, 7, 6), normal(4, 2, 4, 3, 7)
-    told = OPTIONS | {"out_layout": "NCHW"}
-    del told["precision"]
-    truth = oracle.pointwise(x, normal(1, 1, 1, 3, 4), normal(2, 4), residual=residual, **told)
+    options = OPTIONS | {"out_layout": "NCHW"}
+    del options["precision"]
+    truth = oracle.pointwise(x, normal(1, 1, 1, 3, 4), normal(2, 4), residual=residual, **options)
     value = pwconv.reference.call_layer(layer, x, residual=residual, dtype=np.float64)
     np.testing.assert_allclose(value, truth.value, rtol=1e-12, atol=1e-13)
 
@@ -336,7 +338,7 @@ def test_verify_the_function_with_out_as_residual():
 
 
 def test_verify_finds_an_error(monkeypatch):
-    """A reference that is wrong in one element, or loses a NaN, is found out."""
+    """`verify` reports an element in which result and reference differ, or one of them has a NaN."""
     layer, x = pwconv.PointwiseConv(normal(1, 4, 3)), normal(2, 1, 3, 5, 5)
     right = pwconv.reference.call_layer
 

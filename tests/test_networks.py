@@ -1,7 +1,7 @@
-"""Every pointwise layer of six published networks, on a photograph, against onnxruntime.
+"""Every pointwise layer of six published networks on a photograph, against onnxruntime.
 
-The onnx package carries the networks as graphs whose weights are one constant each. A constant would hide every mix-up
-of channels, so all weights get seeded random numbers first, scaled so that signals neither explode nor vanish.
+The onnx package carries the networks as graphs whose weights are one constant each. A constant would hide errors
+in the order of channels, so all weights get seeded random numbers first, scaled to keep activations in range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 
 
 class Node(NamedTuple):
-    """A Conv node with a 1x1 kernel, what it read and what it should make of it (NCHW)."""
+    """A Conv node with a 1x1 kernel, its inputs, and its expected result (NCHW)."""
 
     name: str
     x: np.ndarray
@@ -37,10 +37,10 @@ class Node(NamedTuple):
 
 
 def judged(y: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: dict) -> oracle.Truth:
-    """onnxruntime's result ``y``, and how far from it another float32 result may be.
+    """onnxruntime's result ``y``, and the largest difference from it that another float32 result may have.
 
-    Whatever its order, onnxruntime's sum of K products and a bias is off by at most (K + 4) u (sum |w| |x| + |bias|),
-    ours by its own bound.
+    In any order of summation, onnxruntime's sum of K products and a bias is off by at most
+    (K + 4) u (sum |w| |x| + |bias|); pwconv's sum is off by at most the bound of its own order.
     """
     channels = weight.shape[1]
     reach = oracle.pointwise(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), **options).value
@@ -56,7 +56,7 @@ def attributes(node: onnx.NodeProto) -> dict:
 
 
 def pointwise_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The Conv nodes whose kernel is a single pixel."""
+    """The Conv nodes with a 1x1 kernel."""
     convolutions = (node for node in model.graph.node if node.op_type == "Conv")
     return [node for node in convolutions if set(attributes(node)["kernel_shape"]) == {1}]
 
@@ -96,14 +96,14 @@ def randomise(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def photograph() -> np.ndarray:
-    """The astronaut, 224 pixels high and wide, as these networks want her."""
+    """The astronaut, 224 x 224 pixels, standardised as these networks expect."""
     pixels = skimage.data.astronaut()[32:480:2, 32:480:2].astype(np.float32)
     return np.ascontiguousarray(((pixels - 118) / 58).transpose(2, 0, 1))[np.newaxis]
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def nodes(request) -> list[Node]:
-    """All pointwise nodes of one network with what flows through them."""
+    """All pointwise nodes of one network with their inputs and results."""
     model = load(request.param)
     weights = randomise(model)
     convolutions = pointwise_nodes(model)
@@ -112,7 +112,7 @@ def nodes(request) -> list[Node]:
     model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in exposed)
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no node disappears
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no node is fused away
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -152,7 +152,7 @@ def test_channels_last(nodes):
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["outputs", "inputs"])
 def test_reversed_channels_fail_at_every_node(nodes, axis):
-    """What the tests above would say of kernels whose channels are in reversed order: no node passes."""
+    """The bounds above reject the result of every node if the channels of its kernel are reversed."""
     for node in nodes:
         layer = pwconv.PointwiseConv(np.flip(node.weight, axis), node.bias, **node.options)
         assert not node.truth.accepts(layer(node.x)), node.name

@@ -1,4 +1,4 @@
-"""Any layer that can be written down, against the definition in float64."""
+"""Random layers with any options and views, against the definition in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pwconv
 
-# Around the edges of every register tile (1 to 14 high, 4 to 96 wide), of the K blocks of 256, and their multiples.
+# Sizes around multiples of MR (1 to 14), of NR (4 to 96), and of the K blocks of 256.
 EDGES = (
     *range(1, 18),
     31,
@@ -42,12 +42,12 @@ EDGES = (
     769,
 )
 WORK = (2**16, 2**19, 2**22)  # multiply-adds of one example at most; the last is enough for several threads
-MEMORY = 2**24  # bytes that the elements of one view are spread over at most
+MEMORY = 2**24  # bytes from the first to the last element of one view at most
 
 
 @dataclasses.dataclass
 class Layer:
-    """One call of ``pointwise_conv``: what its arrays hold and where they lie."""
+    """One call of ``pointwise_conv``: the values and placements of its arrays, and its options."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -71,7 +71,7 @@ class Layer:
 
 @st.composite
 def some_placement(draw, shape: tuple[int, ...], *, broadcast: bool = False) -> oracle.Placement:
-    """Contiguous, or any view: axis order, steps, margins, packed records, odd offsets, and stride 0 where allowed."""
+    """Contiguous, or any view: axis order, steps, margins, packed records, any offset, and stride 0 where allowed."""
     axes = len(shape)
 
     def per_axis(values):
@@ -119,14 +119,14 @@ def some_layer(draw) -> Layer:
     ins = extents | {letter: (extents[letter] - 1) * steps[letter] + 1 + left_over[letter] for letter in spatial}
 
     def numbers(shape, *, spread=0):
-        """Normal numbers, with exponents ``spread`` apart where that is asked for."""
+        """Normally distributed numbers, multiplied by powers of two up to 2^``spread`` and down to its inverse."""
         values = rng.standard_normal(shape) * 2.0 ** rng.integers(-spread, spread + 1, shape)
         return values.astype(np.float32)
 
     def laid_out(shape, *, broadcast=False):
         values = numbers(shape, spread=spread)
         placement = draw(some_placement(shape, broadcast=broadcast))
-        # along an axis of stride 0 all elements are one: its first
+        # an axis of stride 0 repeats its first element
         firsts = (slice(0, 1) if stride == 0 else slice(None) for stride in placement.strides)
         return placement.hold(values[tuple(firsts)])
 
@@ -183,7 +183,7 @@ def test_writes_out_and_nothing_else(isa, layer):
     assert layer.run(out=out) is out
     truth = layer.truth()
     assert truth.accepts(out), truth.explain(out)
-    # Write the result into untouched canaries where it belongs: every other byte must be equal too.
+    # All bytes of the buffer are compared, those between the elements of `out` too.
     layer.out.over(canaries)[...] = out
     np.testing.assert_array_equal(buffer, canaries)
     for array, copy in zip(layer.inputs(), before, strict=True):
@@ -223,19 +223,19 @@ def test_400_random_layers(isa):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "CHW", "HWC"])
-@pytest.mark.parametrize("stray", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_stay_in_their_own_pixel(isa, layout, stray):
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_stay_in_their_own_pixel(isa, layout, special):
     rng = np.random.default_rng(7)
     extents = {"N": 2, "C": 37, "H": 9, "W": 11}
     x = rng.standard_normal([extents[letter] for letter in layout], np.float32)
     weight = rng.standard_normal((21, 37), np.float32)
-    calm = pwconv.pointwise_conv(x, weight, layout=layout)
+    finite = pwconv.pointwise_conv(x, weight, layout=layout)
     pixel = tuple({"N": 1, "H": 4, "W": 6}.get(letter, slice(None)) for letter in layout)
-    x[tuple({"N": 1, "C": 17, "H": 4, "W": 6}[letter] for letter in layout)] = stray
+    x[tuple({"N": 1, "C": 17, "H": 4, "W": 6}[letter] for letter in layout)] = special
     result = pwconv.pointwise_conv(x, weight, layout=layout)
-    np.testing.assert_array_equal(result[pixel], weight[:, 17] * np.float32(stray))
-    result[pixel] = calm[pixel]
-    np.testing.assert_array_equal(result, calm)
+    np.testing.assert_array_equal(result[pixel], weight[:, 17] * np.float32(special))
+    result[pixel] = finite[pixel]
+    np.testing.assert_array_equal(result, finite)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -293,7 +293,7 @@ def test_layouts_by_word(word, layouts):
 
 @pytest.fixture
 def far_apart(tmp_path):
-    """12 GiB of zeros, 3 x 2^30 elements, in a sparse file: only the pages that are touched take room."""
+    """12 GiB of zeros, 3 x 2^30 elements, in a sparse file, of which only written pages take space."""
     elements = np.memmap(tmp_path / "zeros", np.float32, "w+", shape=(3 * 2**30,))
     yield elements
     del elements
@@ -342,7 +342,7 @@ def test_a_stride_over_more_than_2_to_the_31_elements(isa, far_apart, layout):
     assert truth.accepts(result), truth.explain(result)
 
 
-def test_more_than_2_to_the_31_pixels_of_no_channels(isa):
-    """2^32 pixels of a broadcast input, of which nothing is asked."""
+def test_more_than_2_to_the_31_pixels_without_out_channels(isa):
+    """2^32 pixels of a broadcast input, and a result without channels."""
     x = np.broadcast_to(np.float32(1), (1, 3, 2**16, 2**16))
     assert pwconv.pointwise_conv(x, np.zeros((0, 3), np.float32)).shape == (1, 0, 2**16, 2**16)

@@ -1,4 +1,4 @@
-"""Principal components of channels against scikit-learn, and low-rank factors against what they stand for."""
+"""Principal components of channels against scikit-learn, and low-rank factors against the original weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NLC", "LC", "NCDHW", "NHCW")
 
 
 def mixture(seed, pixels, channels=20, sources=6, offset=3.0):
-    """Pixels (pixels, channels) that are mixtures of a few sources of very different strength, and some noise."""
+    """An array (pixels, channels) of mixtures of a few sources with very different variances, and some noise."""
     rng = np.random.default_rng(seed)
     strength = 4.0 ** -np.arange(sources)
     mixed = (rng.standard_normal((pixels, sources)) * strength) @ rng.standard_normal((sources, channels))
@@ -35,7 +35,7 @@ def mixture(seed, pixels, channels=20, sources=6, offset=3.0):
 
 
 def as_map(samples, layout):
-    """Samples as a map of this layout, and the way back."""
+    """Samples as a map of this layout; `as_samples` is the inverse."""
     sizes = SIZES | {"C": samples.shape[1]}
     order = layout.replace("C", "") + "C"
     shape = [sizes[letter] for letter in order]
@@ -51,7 +51,7 @@ def count_of(layout):
 
 
 def assert_same_components(reducer, pca):
-    """To float32's digits of the largest variance."""
+    """Components agree within float32 rounding errors relative to the largest variance."""
     np.testing.assert_allclose(reducer.mean_, pca.mean_, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(reducer.components_, pca.components_, atol=2e-4)
     np.testing.assert_allclose(reducer.explained_variance_, pca.explained_variance_, rtol=1e-4)
@@ -86,7 +86,7 @@ def test_pca_of_every_layout(layout, whiten):
 
 @pytest.mark.parametrize("options", [{"svd_solver": "full"}, {"svd_solver": "covariance_eigh"}], ids=str)
 def test_signs_as_scikit_learn_fixes_them(options):
-    """All components of noise, whose directions are anywhere."""
+    """All components of noise, which have no preferred direction."""
     rng = np.random.default_rng(2)
     samples = (rng.standard_normal((3000, 12)) * np.linspace(1, 3, 12)).astype(np.float32)
     pca = PCA(12, **options).fit(samples.astype(np.float64))
@@ -96,7 +96,7 @@ def test_signs_as_scikit_learn_fixes_them(options):
 
 
 def test_a_scene_of_many_bands():
-    """A photograph's colours, mixed into 100 bands of 16 bits, whose mean is far larger than what varies."""
+    """A photograph's colours mixed into 100 uint16 bands, whose mean is far larger than their deviation."""
     rng = np.random.default_rng(3)
     colours = data.astronaut()[::4, ::4].astype(np.float64)
     scene = (20000 + 10 * colours @ rng.random((3, 100)) + rng.normal(0, 2, (128, 128, 100))).astype(np.uint16)
@@ -108,7 +108,7 @@ def test_a_scene_of_many_bands():
 
 
 def test_means_far_away_cost_no_digits():
-    """A spread of 1 about 10,000 comes out as about 0, to the digits that the map itself has."""
+    """Components of a map with a mean of 10,000 are as exact as around 0, up to the rounding of the map itself."""
     samples = (mixture(4, 20000, offset=0) + np.float32(10000)).astype(np.float32)
     pca = PCA(3).fit(samples.astype(np.float64))
     reducer = ChannelReducer(3, layout="NC").fit(samples)
@@ -154,7 +154,7 @@ def test_a_list_of_maps():
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "CHW"])
 def test_mask(layout):
-    """What does not count may be anything, even in all pixels that a sample would take."""
+    """Masked pixels may have any values, even if all pixels of the first sample are masked."""
     samples = mixture(8, count_of(layout))
     x = as_map(samples, layout)
     letters = layout.replace("C", "")
@@ -192,7 +192,7 @@ def test_values_that_are_not_finite_raise(value, place):
 
 @pytest.mark.parametrize("cuts", [(0, 1000, 4000), (0, 3999, 4000), (0, 7, 50, 51, 3000, 4000)])
 def test_chunk_by_chunk(cuts):
-    """Chunks with means of their own: the rows are sorted by brightness."""
+    """Chunks with different means, because rows are sorted by brightness."""
     samples = mixture(12, 4000)
     samples = samples[np.argsort(samples.sum(axis=1))]
     whole, chunks = ChannelReducer(4, layout="NC").fit(samples), ChannelReducer(4, layout="NC")
@@ -234,7 +234,7 @@ def test_threads_change_no_bit(fma_isa, layout):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("view", ["", "[:, 3:, ::-1]"])
 def test_no_copy_of_the_map(layout, view):
-    """Scratch for blocks, a pool of threads and a mean of a few pixels, of a map of 100 MB."""
+    """A fit on a map of 100 MB needs scratch memory for blocks and threads only."""
     call = "(np.full(2, 64) if pwconv.ChannelReducer(2, layout=layout).fit(x, num_threads=1) is not None else None)"
     view = view if layout == "NHWC" else view.replace("3:", ":")
     assert extra_memory(layout, view, call) < 3 * LIMIT
@@ -324,7 +324,7 @@ def test_a_channel_that_never_changes():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0, 7, 0.1, -1e30])
 def test_a_flat_image(value):
-    """Its variances and their ratios are 0; scikit-learn divides 0 by 0."""
+    """A flat image has variances and ratios of 0, where scikit-learn divides 0 by 0."""
     x = np.full((1, 3, 40, 50), value, np.float32)
     x[:, 1] *= np.float32(0.7)
     reducer = ChannelReducer(2, whiten=True)
@@ -382,13 +382,22 @@ X = np.zeros((2, 4, 5, 6), np.float32)
         ({"layout": "NHW"}, {}, ValueError, r"^layout must name every axis of x"),
         ({"n_components": 0}, {}, ValueError, r"^n_components must be from 1 to 4, got 0$"),
         ({"n_components": 5}, {}, ValueError, r"^n_components must be from 1 to 4, got 5$"),
-        ({"n_components": 0.9}, {}, TypeError, r"^n_components must be an integer, got float$"),
+        ({"n_components": "mle"}, {}, TypeError, r"^n_components must be an integer, got str$"),
+        ({"n_components": True}, {}, TypeError, r"^n_components must be an integer, got bool$"),
+        ({"n_components": 1.0}, {}, ValueError, r"^n_components must be None, an integer, or a share .*, got 1.0$"),
+        ({"n_components": np.float32(-0.5)}, {}, ValueError, r"^n_components must be None, .* 0 and 1, got -0.5$"),
         ({"n_components": 4}, {"x": X[:1, :, :1, :3]}, ValueError, r"^n_components must be from 1 to 3, got 4$"),
         ({}, {"x": X[:1, :, :1, :1]}, ValueError, r"^x must have at least two pixels that count, got 1$"),
         ({}, {"x": X[:0]}, ValueError, r"^x must have at least two pixels that count, got 0$"),
         ({}, {"mask": np.zeros((5, 6), bool)}, ValueError, r"^x must have at least two pixels that count, got 0$"),
         ({}, {"mask": np.ones((2, 5, 5), bool)}, ValueError, r"^mask must have shape \(2, 5, 6\), .*got \(2, 5, 5\)$"),
-        ({}, {"mask": np.ones((2, 5, 6), int)}, TypeError, r"^mask must be bool, got int64$"),
+        ({}, {"mask": np.ones((2, 5, 6), int)}, TypeError, r"^mask must be bool, got int64: mask != 0 makes it"),
+        (
+            {},
+            {"mask": np.ones((2, 4, 5, 6), bool)},
+            ValueError,
+            r"^mask must have .*: mask.all\(axis=1\) has one value",
+        ),
         ({}, {"num_threads": 0}, ValueError, r"^num_threads must be from 1 to \d+, got 0$"),
     ],
 )
@@ -415,7 +424,7 @@ def low_rank_weight(seed, outs, ins, rank):
 
 @pytest.mark.parametrize("backend", ["native", "numpy"])
 def test_the_rank_of_a_low_rank_layer_is_found(backend):
-    """Everything else about it stays."""
+    """The factors of a layer keep its other arguments."""
     weight = low_rank_weight(1, 30, 40, 5)
     options = {"layout": "NHWC", "out_layout": "NCHW", "stride": (2, 1), "activation": "silu"}
     layer = PointwiseConv(
@@ -434,7 +443,7 @@ def test_the_rank_of_a_low_rank_layer_is_found(backend):
 @pytest.mark.parametrize("weight_layout", ["OI", "IO"])
 @pytest.mark.parametrize("rank", [1, 7, 20])
 def test_the_closest_of_its_rank(rank, weight_layout):
-    """Eckart and Young: the error is what the singular values that are left out say."""
+    """Eckart and Young: the squared error is the sum of the squares of the omitted singular values."""
     weight = np.random.default_rng(3).standard_normal((20, 32), dtype=np.float32)
     given = weight if weight_layout == "OI" else weight.T[np.newaxis, np.newaxis]
     chain = factorize(PointwiseConv(given, weight_layout=weight_layout), rank=rank)
@@ -448,7 +457,7 @@ def test_the_closest_of_its_rank(rank, weight_layout):
 
 
 @pytest.mark.parametrize("energy", [0.01, 0.5, 0.9, 0.99, 1.0, 1])
-def test_no_rank_more_than_the_energy_wants(energy):
+def test_the_smallest_rank_with_the_wanted_energy(energy):
     weight = np.random.default_rng(4).standard_normal((20, 32), dtype=np.float32)
     chain = factorize(PointwiseConv(weight), energy=energy)
     shares = np.cumsum(np.linalg.svd(weight.astype(float), compute_uv=False) ** 2)

@@ -1,4 +1,4 @@
-"""Chains and branches: the bits of calling the layers one by one, without what lies between them."""
+"""Chains and branches: the same bits as calling the layers one by one, without storing the hidden maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normal(seed, *shape):
 
 
 def layers_of(*channels, last="relu", activation="relu", **options):
-    """Layers from each number of channels to the next, scaled so that maps keep their size."""
+    """Layers from each number of channels to the next, with weights scaled so that values keep their magnitude."""
     return [
         PointwiseConv(
             normal(i, outs, ins) / np.float32(np.sqrt(ins)),
@@ -72,7 +72,7 @@ def test_bits_of_one_by_one(isa, shape, channels, options, num_threads):
 
 
 def test_resnet_seam(isa):
-    """Expand, add the shortcut, ReLU: kept for the next shortcut; then the next block's reduction."""
+    """Expand, add the shortcut, ReLU, whose result is kept for the next shortcut; then the next block's reduction."""
     layers, x, shortcut = layers_of(64, 256, 64), normal(7, 2, 64, 28, 28), normal(8, 2, 256, 28, 28)
     kept, y = PointwiseChain(layers)(x, residual={0: shortcut}, keep=(0,))
     expected = one_by_one(layers, x, {0: shortcut})
@@ -96,7 +96,7 @@ def test_keep(backend, keep):
 
 
 def test_everything_that_a_layer_can_have(isa):
-    """A stride, groups, layouts that change on the way, pre-activation, views, bytes and a list as input."""
+    """Strides, groups, layouts that differ between layers, input activations, views, bytes and a list as input."""
     first = PointwiseConv(
         normal(1, 24, 10), normal(2, 24), groups=2, stride=(2, 1), layout="NCHW", out_layout="NHWC", activation="relu6"
     )
@@ -122,7 +122,7 @@ def test_named_layouts_at_every_rank(isa):
 @backends
 @pytest.mark.parametrize("in_place", [False, True])
 def test_out_of_a_chain(backend, in_place):
-    """A channel slice of a larger map, which may hold the last layer's residual before."""
+    """`out` is a channel slice of a larger map, and may be the last layer's residual."""
     layers, x = layers_of(12, 20, 6, backend=backend), normal(1, 1, 12, 9, 9)
     whole = normal(2, 1, 10, 9, 9)
     before, out = whole.copy(), whole[:, 2:8]
@@ -192,7 +192,7 @@ def test_bits_of_each_branch(isa, shape, outs, options, num_threads):
 
 @backends
 def test_branches_write_into_out(backend):
-    """Two into slices of one map, one into a flipped array, one into a new array; each in a layout of its own."""
+    """Two branches write into slices of one map, one into a flipped array, one into a new array; layouts differ."""
     x = normal(1, 2, 12, 9, 7)
     layers = [
         PointwiseConv(normal(2 + i, 6, 12), out_layout=layout, backend=backend)
@@ -248,7 +248,7 @@ def test_empty(backend, kind, shape, channels):
 
 @backends
 def test_a_chain_through_no_channels(backend):
-    """What comes out is the last bias."""
+    """A chain with a hidden map of no channels returns the last bias."""
     layers = layers_of(3, 0, 4, backend=backend)
     result = PointwiseChain(layers)(normal(1, 1, 3, 2, 2))
     assert np.array_equal(result, np.broadcast_to(np.maximum(layers[1].bias, 0)[:, None, None], (1, 4, 2, 2)))
@@ -259,7 +259,7 @@ def test_a_chain_through_no_channels(backend):
 def test_attributes_copies_and_pickles(backend, kind):
     layers = layers_of(8, 8, 8, backend=backend)
     group = kind(layers)
-    layers.append(None)  # the caller's list
+    layers.append(None)  # the group has a copy of the caller's list
     assert isinstance(group.layers, tuple)
     assert (group.in_channels, group.backend, len(group.layers)) == (8, backend, 2)
     x = normal(1, 1, 8, 5, 5)

@@ -30,7 +30,7 @@ def problem(rng, layout, *, channels=24, outs=16, groups=1, stride=1, **sizes):
 
 
 def by_definition(grad_y, x, weight, layout, *, groups=1, stride=1):
-    """Return the gradients in float64, and of each the sum of the absolute products in it and how many they are."""
+    """Return the gradients in float64, and for each the sum of absolute products and the number of products."""
     axis = layout.index("C")
     steps = tuple(slice(None) if a in "NC" else slice(None, None, stride) for a in layout)
     gy = np.moveaxis(grad_y.astype(float), axis, 0).reshape(groups, len(weight) // groups, -1)
@@ -47,7 +47,7 @@ def by_definition(grad_y, x, weight, layout, *, groups=1, stride=1):
 
 
 def assert_close(grads, expected):
-    """Each gradient within the bound of a float32 sum of so many terms in blocks."""
+    """Each gradient is within the error bound of a float32 sum of `n` products in blocks."""
     values, sums, terms = expected
     for grad, value, magnitude, n in zip(grads, values, sums, terms, strict=True):
         assert grad.dtype == np.float32
@@ -85,7 +85,7 @@ def test_sizes(rng, layout, pixels, channels, outs):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(("groups", "channels", "outs"), [(1, 1500, 1400), (2, 2600, 1800), (40, 8000, 8000)])
 def test_more_weights_than_are_packed_at_a_time(rng, layout, groups, channels, outs):
-    """In parts of a group, or several groups together; also where a list is cut within a group."""
+    """Weights are packed in parts of a group, or several groups at a time; a list may be split inside a group."""
     x, weight, grad_y = problem(rng, layout, channels=channels, outs=outs, groups=groups, N=1, H=1, W=3)
     expected = by_definition(grad_y, x, weight, layout, groups=groups)
     assert_close(pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, groups=groups), expected)
@@ -97,7 +97,7 @@ def test_more_weights_than_are_packed_at_a_time(rng, layout, groups, channels, o
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_long_sums_are_as_exact_as_numpy(rng, layout):
-    """Of positive numbers, whose rounding errors grow the most."""
+    """Sums of positive numbers, whose rounding errors grow the most."""
     x, grad_y = (rng.random((2, 16, 200, 200), dtype=np.float32) for _ in range(2))
     truth = np.einsum("nohw,nihw->oi", grad_y.astype(float), x.astype(float))
     flat = [np.ascontiguousarray(np.moveaxis(a, 1, 0)).reshape(16, -1) for a in (grad_y, x)]
@@ -113,7 +113,7 @@ def test_long_sums_are_as_exact_as_numpy(rng, layout):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_the_bias_is_summed_in_float64(rng, layout):
-    """All but short runs, so that hardly more than the last rounding can be seen."""
+    """All but the sums of short runs are in float64, so the error is hardly more than that of the last rounding."""
     grad_y = rng.random((1, 64, 58, 55), dtype=np.float32)
     truth = grad_y.sum(axis=(0, 2, 3), dtype=float)
     if layout == "NHWC":
@@ -138,7 +138,7 @@ def test_finite_differences(rng):
     for name, array, grad in zip(("x", "weight", "bias"), (x, weight, bias), grads, strict=True):
         for place in rng.integers(array.size, size=12):
             up, down = array.copy(), array.copy()
-            up.flat[place] += 0.5  # the loss is linear in each argument: any step will do
+            up.flat[place] += 0.5  # the loss is linear in each argument, so any step is exact
             down.flat[place] -= 0.5
             step = float(up.flat[place]) - float(down.flat[place])
             difference = (loss(**{name: up}) - loss(**{name: down})) / step
@@ -148,7 +148,7 @@ def test_finite_differences(rng):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(("groups", "stride", "size"), [(1, 1, 150), (1, 2, 150), (2, 1, 60), (8, 2, 60), (1, 1, 7)])
 def test_threads_do_not_change_bits(rng, fma_isa, layout, groups, stride, size):
-    """Maps for several chunks, on which all threads have work, and small ones."""
+    """Maps with several chunks, which occupy all threads, and small maps."""
     x, weight, grad_y = problem(rng, layout, channels=96, outs=80, groups=groups, stride=stride, H=size, W=size)
     grads = [
         pwconv.pointwise_conv_backward(
@@ -189,7 +189,7 @@ def test_lists(rng, layout, axis, groups):
 @pytest.mark.parametrize("outs", [16, 40])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float16"])
 def test_narrow_maps(rng, dtype, outs):
-    """Fewer out channels than in channels, and more: either side may take the part of the weights."""
+    """Fewer and more out channels than in channels: either map may be the packed operand."""
     _, weight, grad_y = problem(rng, "NHWC", outs=outs)
     x = rng.integers(0, 100, (3, 9, 7, 24)).astype(dtype)
     narrow = pwconv.pointwise_conv_backward(grad_y, x, weight, layout="NHWC")
@@ -200,7 +200,7 @@ def test_narrow_maps(rng, dtype, outs):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_list_with_a_narrow_and_a_broadcast_map(rng, groups):
-    """Each element of what was broadcast has a gradient of its own."""
+    """Each element of a broadcast map has a gradient of its own."""
     x, weight, grad_y = problem(rng, "NCHW", groups=groups)
     parts = [rng.integers(0, 256, (3, 7, 9, 7), dtype=np.uint8), np.broadcast_to(x[:, 7:, :1, :1], (3, 17, 9, 7))]
     grad_parts, *others = pwconv.pointwise_conv_backward(grad_y, parts, weight, groups=groups)
@@ -212,7 +212,7 @@ def test_a_list_with_a_narrow_and_a_broadcast_map(rng, groups):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
 def test_batches_of_small_maps(rng, size):
-    """Images that do not follow each other in memory, each with few pixels or many."""
+    """Images that are not adjacent in memory, each with few or many pixels."""
     x, weight, grad_y = problem(rng, "NCHW", N=150, H=size, W=size)
     grads = pwconv.pointwise_conv_backward(grad_y, x, weight)
     assert_close(grads, by_definition(grad_y, x, weight, "NCHW"))
@@ -324,12 +324,12 @@ def test_nothing_is_written_to(rng):
 # Layers and chains ----------------------------------------------------------------------------------------------------
 
 
-# What these tests draw lies at no bend of an activation; what several threads draw in turn from one generator may.
+# The fixed seed draws no argument at a kink of an activation; threads that share the generator would draw others.
 draws_alone = pytest.mark.thread_unsafe(reason="threads would share its generator, and draw other numbers")
 
 
 def slope(activation, v):
-    """The derivative of an activation in float64, by a central difference (no v here is that close to a bend)."""
+    """The derivative of an activation in float64, by a central difference (no v is within its step of a kink)."""
     step = 1e-5
     return (oracle.activate(activation, v + step) - oracle.activate(activation, v - step)) / (2 * step)
 
@@ -372,14 +372,14 @@ def test_a_layer_that_activates_its_input(rng, activation, layout):
 
 
 def one_number(activation, backend="native"):
-    """Return a layer whose result is the activation of its input."""
+    """Return a layer of one channel with weight 1, whose result is the activation of its input."""
     one = np.ones((1, 1), np.float32)
     return pwconv.PointwiseConv(one, layout="NC", activation=activation, backend=backend)
 
 
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS[1:], ids=str)
 def test_derivatives(activation):
-    """Over the range in which they change."""
+    """Derivatives over the range in which activations are not linear."""
     v = np.linspace(-20, 20, 100001, dtype=np.float32)[:, np.newaxis] + np.float32(1e-3)
     grad, _, _ = one_number(activation).backward(np.ones_like(v), v)
     assert_near(grad, slope(activation, v.astype(float)), tolerance=1e-6)
@@ -524,9 +524,9 @@ def extra_memory(layout, view, threads):
     def call(x, grad_y):
         return pwconv.pointwise_conv_backward(grad_y, x, weight, layout=layout, num_threads=threads)
 
-    call(x[:1, :, :2], grad_y[:1, :, :2])  # what stays: code, threads and their packing buffers
+    call(x[:1, :, :2], grad_y[:1, :, :2])  # loads code, and starts threads with their packing buffers, which stay
     with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # forgets the peak so far
+        refs.write("5")  # resets the peak
     before = process.bytes_of("resident")
     grads = call(x.copy() if view == "copied" else x, grad_y)
     print(process.bytes_of("peak") - before - sum(grad.nbytes for grad in grads))
@@ -542,7 +542,7 @@ def test_memory_beyond_the_results(layout, view, threads):
 
 
 def extra_memory_of_weights(layout, groups, threads):
-    """Print the same for grad_x alone, of a layer whose weights take 64 MB."""
+    """Print the same bytes for grad_x alone, for a layer whose weights take 64 MB."""
     outs, ins = 4096, 4096 * groups
     sizes = {"N": 1, "H": 4, "W": 4}
     x, grad_y = (np.ones([(sizes | {"C": c})[a] for a in layout], np.float32) for c in (ins, outs))
@@ -588,7 +588,7 @@ def picture():
 
 
 def start(rng, widths):
-    """Return weights and biases of layers with so many channels."""
+    """Return weights and biases of layers with these numbers of channels."""
     pairs = itertools.pairwise(widths)
     return [
         ((rng.standard_normal((o, i)) / math.sqrt(i)).astype(np.float32), np.zeros(o, np.float32)) for i, o in pairs
@@ -596,9 +596,9 @@ def start(rng, widths):
 
 
 def train(x, labels, parameters, steps, rate, forward_and_back):
-    """Run plain gradient descent on the mean cross-entropy of a net; return the losses and the accuracy in the end.
+    """Run plain gradient descent on the mean cross-entropy of a net; return the losses and the final accuracy.
 
-    `forward_and_back(parameters, x)` returns the result, and a function from its gradient to those of all layers.
+    `forward_and_back(parameters, x)` returns the result, and a function from its gradient to those of the parameters.
     """
     losses = []
     for _ in range(steps):
@@ -617,7 +617,7 @@ def train(x, labels, parameters, steps, rate, forward_and_back):
 
 
 def by_chain(parameters, x):
-    """ReLU between the layers, and none behind the last one."""
+    """A chain with ReLU after every layer but the last."""
     *hidden, last = parameters
     chain = pwconv.PointwiseChain(
         [*(pwconv.PointwiseConv(*pair, activation="relu") for pair in hidden), pwconv.PointwiseConv(*last)]
@@ -626,7 +626,7 @@ def by_chain(parameters, x):
 
 
 def by_numpy(parameters, x):
-    """The same from the definition."""
+    """The same net computed by NumPy from the definition."""
     maps = [x]
     for weight, bias in parameters:
         seen = maps[-1] if len(maps) == 1 else np.maximum(maps[-1], 0)

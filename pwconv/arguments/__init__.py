@@ -21,11 +21,18 @@ from pwconv.arguments.activations import (
 )
 from pwconv.arguments.arrays import Float32Array, as_array, float32_array, foreign_array, foreign_numbers
 from pwconv.arguments.call import Call, array_of_shape, check_call, check_shape, table
-from pwconv.arguments.classifiers import check_predict, check_probabilities, check_top_k, class_names
+from pwconv.arguments.classifiers import (
+    Labelling,
+    check_predict,
+    check_probabilities,
+    check_top_k,
+    check_values,
+    class_names,
+)
 from pwconv.arguments.dtypes import RESULT_DTYPES, empty_result, numpy_dtype, rounded
 from pwconv.arguments.gradients import GRADIENTS, Backward, check_backward, check_layer_backward, parse_need
 from pwconv.arguments.layouts import NAMED_LAYOUTS, without
-from pwconv.arguments.pixels import check_pixels
+from pwconv.arguments.pixels import check_pixels, component_count, components_kept, hides_elements
 from pwconv.arguments.several import check_branches, check_chain, parse_layers
 from pwconv.arguments.spec import PRECISIONS, Spec, StrideLike, parse_spec, resolve_rank
 from pwconv.arguments.weights import as_kernel, bias_vector, norm_vector, weight_matrix
@@ -50,6 +57,7 @@ __all__ = [
     "Backward",
     "Call",
     "Float32Array",
+    "Labelling",
     "Spec",
     "StrideLike",
     "array_of_shape",
@@ -66,11 +74,15 @@ __all__ = [
     "check_probabilities",
     "check_shape",
     "check_top_k",
+    "check_values",
     "class_names",
+    "component_count",
+    "components_kept",
     "empty_result",
     "float32_array",
     "foreign_array",
     "foreign_numbers",
+    "hides_elements",
     "norm_vector",
     "numpy_dtype",
     "parse_layers",

@@ -1,5 +1,6 @@
 """Arguments as NumPy arrays: views without a copy, and weights of other libraries."""
 
+import sys
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -55,11 +56,7 @@ def float32_array(value: Any, name: str) -> Float32Array:
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a base-class array over the same memory."""
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise TypeError(
-            f"{name} must not hide values behind a mask: fill them with {name}.filled(value), or give mask= where a "
-            "method takes it"
-        )
+    refuse_hidden(value, name)
     # type() and not isinstance(): a proxy object reports another class as its __class__.
     if not issubclass(type(value), np.ndarray):
         if isinstance(value, list | tuple):
@@ -69,11 +66,33 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
         if not any(hasattr(value, attribute) for attribute in ("__array__", "__array_interface__", "__array_struct__")):
             return _array_from_export(value, name)
     try:
-        return np.asarray(value)
+        array = np.asanyarray(value)
     except OverflowError as error:  # an array interface whose shape or strides exceed the machine's integers
         raise ValueError(f"{name} must be a float32 array, got {type_name(value)} ({error})") from error
     except (RuntimeError, TypeError) as error:  # a dtype that NumPy does not have, or memory of another device
         raise TypeError(f"{name} must be a float32 array, got {type_name(value)} ({error})") from error
+    refuse_hidden(array, name)  # __array__ of other objects may return a masked array
+    return np.asarray(array)
+
+
+def hidden_elements(value: Any) -> NDArray[np.bool_] | None:
+    """Return the mask of a masked array, True for hidden elements, if it hides any; else None."""
+    ma = sys.modules.get("numpy.ma")  # there is no masked array before this module is imported
+    if ma is None or not issubclass(type(value), ma.MaskedArray):
+        return None
+    mask = ma.getmask(value)
+    return mask if mask.dtype == bool and mask.any() else None  # fields of a record have masks of their own
+
+
+def refuse_hidden(value: Any, name: str) -> None:
+    """Raise TypeError for a masked array that hides elements."""
+    if hidden_elements(value) is not None:
+        advice = (
+            f"give {name}.data"
+            if name.startswith("out")
+            else f"fill them with {name}.filled(value), or give mask= to a method that takes it"
+        )
+        raise TypeError(f"{name} must not hide values behind a mask: {advice}")
 
 
 def _array_from_export(value: Any, name: str) -> NDArray[Any]:
@@ -93,6 +112,7 @@ def foreign_array(value: Any, name: str) -> Float32Array:
 
 def foreign_numbers(value: Any, name: str) -> NDArray[Any]:
     """Return numbers of another library as an array of integers or floats."""
+    refuse_hidden(value, name)
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()  # float64 represents every float dtype of torch, and NumPy has it
     try:

@@ -28,7 +28,9 @@ class Shapes(NamedTuple):
 class Call(NamedTuple):
     """A checked call: layouts and strides are resolved for the rank of `x`; tables are float32.
 
-    In a chain only the first layer has an `x`. It is None for the others, whose inputs do not exist yet.
+    In a chain only the first layer has an `x`. It is None for the others, whose inputs do not exist yet. `mask`, with
+    the layout of `x` and a C axis of length 1, is True for pixels that count; `fill` is what the others get. Without
+    both, all pixels count.
     """
 
     x: NDArray[Any] | list[NDArray[Any]]
@@ -42,6 +44,8 @@ class Call(NamedTuple):
     residual: NDArray[Any] | None = None
     out: NDArray[Any] | None = None
     num_threads: int | None = None
+    mask: NDArray[np.bool_] | None = None
+    fill: float | None = None
 
 
 def check_call(

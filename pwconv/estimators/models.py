@@ -111,7 +111,7 @@ def _linear_classes(model: Any, place: str, coef: NDArray[np.float64]) -> Model:
 
 
 def _link_of(model: Any) -> str | None:
-    """Return how a linear classifier makes probabilities, told by its attributes."""
+    """Return how a linear classifier makes probabilities, as its attributes say."""
     # The probabilities of support vector machines are a model of their own.
     if not hasattr(model, "predict_proba") or hasattr(model, "support_vectors_"):
         return None

@@ -168,9 +168,9 @@ def _join(parts: list[Affine], model: Any, place: str, network: Network) -> None
 
 def _indices(model: Any, name: str, columns: Any, place: str) -> NDArray[np.intp]:
     """Return the channels that a transformer of a ColumnTransformer takes."""
-    told = getattr(model, "_transformer_to_input_indices", {}).get(name)
-    if told is not None:
-        return np.asarray(told, np.intp).reshape(-1)
+    indices = getattr(model, "_transformer_to_input_indices", {}).get(name)
+    if indices is not None:
+        return np.asarray(indices, np.intp).reshape(-1)
     every = np.arange(channels_of(model) or 0)
     known = list(getattr(model, "feature_names_in_", ()))
     if isinstance(columns, slice):
