@@ -443,11 +443,7 @@ KERNEL_SETS = {
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-    ("units", "named", "precisions", "expected"),
-=======
     ("kernel_sets", "named", "precisions", "message"),
->>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
     [
         ("none", "highest", ["highest"], None),
         ("none", "highest,high,medium", ["highest"], "highest, high and medium are float32"),
@@ -458,13 +454,8 @@ KERNEL_SETS = {
         ("both", "high,highest,medium", ["high", "highest", "medium"], None),
     ],
 )
-<<<<<<< HEAD
-def test_precisions_that_are_float32_here_race_once(monkeypatch, units, named, precisions, expected):
-    monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: UNITS[units])
-=======
 def test_precisions_that_are_float32_here_race_once(monkeypatch, kernel_sets, named, precisions, message):
     monkeypatch.setattr(runtime.engine, "isa_kernel_sets", lambda isa: KERNEL_SETS[kernel_sets])
->>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
     monkeypatch.setattr(peers, "_is_installed", lambda package: True)
     options = bench.parse(["--precision", named])
     assert options.precisions == precisions
@@ -473,11 +464,7 @@ def test_precisions_that_are_float32_here_race_once(monkeypatch, kernel_sets, na
     assert "torch-bf16" not in options.without
     options.peers = ["numpy"]
     text = " ".join(" ".join(introduction(options, MACHINE)).split())
-<<<<<<< HEAD
-    assert expected in text if expected else "on this machine" not in text
-=======
     assert message in text if message else "on this machine" not in text
->>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
 
 
 def test_a_peer_says_why_it_does_not_race(monkeypatch):
@@ -502,11 +489,7 @@ def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
     assert "nothing to race" in capsys.readouterr().err
 
 
-<<<<<<< HEAD
-# Reports --------------------------------------------------------------------------------------------------------------
-=======
 # Printed and drawn results --------------------------------------------------------------------------------------------
->>>>>>> 991bfcb37d80e1f26f46889496065e4f834e8cac
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
