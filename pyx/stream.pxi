@@ -7,10 +7,11 @@
 # call for all three.
 
 cdef enum:
-    STREAM_FLOATS = 9216           # floats of a chunk, in and out channels together: three quarters of a usual L1
+    STREAM_FLOATS = 4608           # floats of a chunk: with the parts of x and y that it reads and writes, a usual L1
     STREAM_MIN_PIXELS = 64
     STREAM_MAX_PIXELS = 2048
     STREAM_IN_PLACE_OUTS = 4       # with more out channels, pixels are packed wherever they lie
+    STREAM_PREFETCH_OUTS = 8       # with so many, the product takes long enough to prefetch the next pixels meanwhile
     STREAM_K = 16                  # channels of channels-first pixels that are packed at a time
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
     STREAM_MAX_OUTS = 32           # more of them
@@ -39,7 +40,11 @@ cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexc
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
     if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or not 0 < problem.k <= SUM_BLOCK:
         return False
-    return problem.outs <= STREAM_MAX_OUTS and (problem.outs <= STREAM_FEW_OUTS or problem.k <= STREAM_MAX_K)
+    if problem.outs > STREAM_MAX_OUTS or problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
+        return problem.outs <= STREAM_MAX_OUTS
+    # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
+    return (problem.outs <= STREAM_FEW_OUTS
+            and problem.pixels * problem.k * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2])
 
 
 cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogil:
@@ -155,7 +160,8 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
                 gather_pixels(step, block, False, pixel, n, pitch, block.panels)
                 stream.x = <char*> block.panels
                 stream.x_channel_step = pitch * sizeof(float)
-                if block.x_parts == 1:
+                # With fewer out channels, the prefetches of the packing suffice.
+                if block.x_parts == 1 and step.outs >= STREAM_PREFETCH_OUTS:
                     plan_next(step, block, &from_x, n, &stream)
             plan.isa.stream(&stream)
             stream.first_k += stream.k

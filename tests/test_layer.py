@@ -71,9 +71,6 @@ def test_weight_keeps_its_shape(backend, weight_layout, shape):
     assert np.array_equal(layer.weight, weight)
 
 
-SCALES = ("input_scale", "input_shift", "output_scale")  # of the layer, or of one call
-
-
 def test_signatures_agree():
     """The layer and the NumPy reference take the arguments of the function: same names, order, kinds and defaults."""
     function = dict(inspect.signature(pwconv.pointwise_conv).parameters)

@@ -204,12 +204,19 @@ static void interleave_few(char *dst, ptrdiff_t step, const char *src, ptrdiff_t
     }
 }
 
+/* Bytes by which the lines of the result are prefetched. Quads are short, so that the buffer of stores holds few lines, and
+   would wait for each of them. */
+enum { STORES_AHEAD = 1024 };
+
 static void interleave_quads(char *dst, ptrdiff_t step, const char *src, ptrdiff_t s_row, ptrdiff_t channels,
                              ptrdiff_t pixels) {
-    enum { ONE = sizeof(float) };
+    enum { ONE = sizeof(float), LINE = 64 };
     FOR_VECTORS(i, pixels) {
+        const char *ahead = dst + i * step + STORES_AHEAD;
         for (ptrdiff_t c = 0; c < channels; c = c + 8 <= channels || c + 4 == channels ? c + 4 : channels - 4) {
             vec plane[4];
+            UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line, 1);
+            ahead += 4 * sizeof(vec);
             UNROLL for (int j = 0; j < 4; j++) plane[j] = load(src + (c + j) * s_row + i * ONE);
             store_four(dst + i * step + c * ONE, step, plane);
         }

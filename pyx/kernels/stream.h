@@ -17,6 +17,7 @@ typedef struct {
     ptrdiff_t pixels;
     int first;         /* channels; else y holds the sum of those before */
     const float *bias; /* NULL: the sum is not finished */
+    int clips;
     float low, high;
     const char *prefetch; /* the channels that are read next */
     ptrdiff_t prefetch_channels;
@@ -54,7 +55,8 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
         char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
         vec out = sum[r][v];
-        if (p->bias) out = clip(out + splat(p->bias[r]), low, high);
+        if (p->bias) out += splat(p->bias[r]);
+        if (p->clips) out = clip(out, low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
         } else {
@@ -121,6 +123,7 @@ static void stream(const stream_t *s) {
             const ptrdiff_t mr = base + (tile < taller);
             p.weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
             p.bias = finishes ? s->bias + row : NULL;
+            p.clips = finishes && (s->low > -INFINITY || s->high < INFINITY);
             p.y = s->y + row * s->y_channel_step;
             kernel[mr](&p);
             p.prefetch_channels = p.next_rows = 0;
