@@ -248,17 +248,14 @@ def _counted(call: arguments.Call, values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _resized(map_: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     """Resize one axis linearly, with half-pixel centres; beyond the outermost centres the values are constant."""
-    old, number = map_.shape[axis], map_.dtype.type
-    # In the dtype of the map, as the engine does in float32: both agree on which values have no weight.
-    place = np.maximum(
-        number(old) / number(length) * (np.arange(length, dtype=map_.dtype) + number(0.5)) - number(0.5), 0
-    )
-    first = np.minimum(place.astype(int), old - 1)
-    part = place - first.astype(map_.dtype)
+    old = map_.shape[axis]
+    # (i + 1/2) old / length - 1/2, in units of 1 / (2 length): integers tell which values have no weight.
+    first, part = np.divmod(np.maximum((2 * np.arange(length) + 1) * old - length, 0), 2 * length)
     # Without a weight, the second value is the first: NaN times 0 would be NaN.
     second = np.where(part > 0, np.minimum(first + 1, old - 1), first)
+    weight = (part / (2 * length)).astype(map_.dtype).reshape([-1 if i == axis else 1 for i in range(map_.ndim)])
     below, above = map_.take(first, axis), map_.take(second, axis)
-    return below + part.reshape([-1 if i == axis else 1 for i in range(map_.ndim)]) * (above - below)
+    return below + weight * (above - below)
 
 
 def pointwise_conv_backward(
@@ -432,7 +429,7 @@ def _logits(layers: Any, call: arguments.Call, dtype: DTypeLike) -> NDArray[Any]
 def _compute_layer(
     layer: Any, call: arguments.Call, out: Any, dtype: DTypeLike, spec: Spec | None = None
 ) -> NDArray[Any]:
-    """Compute a checked call of a layer; its own scales and shifts replace those that the call lacks."""
+    """Compute a call of a layer, whose own scales and shifts stand in for those that the call does not give."""
     names = ("input_scale", "input_shift", "output_scale")
     own = {name: scale for name, scale in zip(names, layer.scales, strict=True) if getattr(call, name) is None}
     return _compute(spec or layer.spec, layer.matrix, layer.bias1d, call._replace(**own), out, dtype)

@@ -103,10 +103,12 @@ def _compare(result: Any, expected: Any) -> tuple[float, float, tuple[int, ...] 
     result, expected = np.asarray(result), np.asarray(expected)
     if not expected.size:
         return 0.0, 0.0, None
-    if not np.issubdtype(expected.dtype, np.number):
-        result, expected = (result != expected).astype(int), np.zeros(expected.shape, int)
+    if np.issubdtype(expected.dtype, np.number) or expected.dtype.name == "bfloat16":
+        result, expected = result.astype(np.float64), expected.astype(np.float64)
+    else:
+        result, expected = (result != expected).astype(float), np.zeros(expected.shape)
     with np.errstate(invalid="ignore"):
-        errors = np.abs(np.subtract(result, expected, dtype=np.float64))
+        errors = np.abs(result - expected)
     same = (result == expected) | (np.isnan(result) & np.isnan(expected))
     errors = np.where(same, 0.0, np.where(np.isnan(errors), np.inf, errors))
     where = np.unravel_index(np.argmax(errors), errors.shape)

@@ -95,9 +95,11 @@ cdef struct Neighbours:
 cdef Neighbours neighbours_of(Py_ssize_t place, Py_ssize_t size, Py_ssize_t out_size) noexcept nogil:
     """Half-pixel centres, as in bilinear interpolation with align_corners=False; the edges are extended."""
     cdef Neighbours n
-    cdef float at = max(<float> 0.0, (<float> size / <float> out_size) * (<float> place + <float> 0.5) - <float> 0.5)
-    n.first = min(<Py_ssize_t> at, size - 1)
-    n.weight = at - <float> n.first
+    # (place + 1/2) size / out_size - 1/2, in units of 1 / (2 out_size): integers, so weights of 0 are found exactly.
+    cdef int64_t unit = 2 * <int64_t> out_size
+    cdef int64_t at = max(<int64_t> 0, (2 * <int64_t> place + 1) * size - out_size)
+    n.first = at // unit
+    n.weight = <float> (<double> (at % unit) / <double> unit)
     # Without a weight, the second is the first: NaN times 0 would be NaN.
     n.second = min(n.first + 1, size - 1) if n.weight > 0.0 else n.first
     return n

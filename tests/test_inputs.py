@@ -137,6 +137,23 @@ def test_a_raster_on_disk(tmp_path):
     assert oracle.same_bits(result, pwconv.pointwise_conv(raster[:, 5:, ::2].astype(np.float32), weight, layout="CHW"))
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("channels", [(3, 3), (3, 1), (4, 4)])
+def test_bytes_to_bytes_as_opencv(channels, seed):
+    """A photograph through a colour matrix: the nearest byte, from which OpenCV's is at most one away."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    ins, outs = channels
+    picture = np.ascontiguousarray(
+        np.concatenate([data.astronaut(), data.astronaut()[::-1, :, :1]], axis=-1)[..., :ins]
+    )
+    matrix = np.random.default_rng(seed).uniform(-0.5, 1, (outs, ins)).astype(np.float32)
+    result = pwconv.pointwise_conv(picture, matrix, layout="HWC", out_dtype="uint8")
+    exact = np.clip(picture @ matrix.T.astype(np.float64), 0, 255)
+    assert np.abs(result - exact).max() < 0.5 + 1e-4
+    opencv = cv2.transform(picture, matrix).reshape(result.shape)  # without an axis for a single channel
+    assert np.abs(result.astype(int) - opencv).max() <= 1
+
+
 # Lists ----------------------------------------------------------------------------------------------------------------
 
 

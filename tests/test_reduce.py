@@ -240,6 +240,157 @@ def test_no_copy_of_the_map(layout, view):
     assert extra_memory(layout, view, call) < 3 * LIMIT
 
 
+@pytest.mark.parametrize("size", [1, 7, 10, 4000])
+def test_chunks_of_few_pixels(size):
+    """Fewer than components; with an empty chunk, and one in which nothing counts, first, last and in between."""
+    samples = mixture(23, 97)
+    whole, chunks = ChannelReducer(20, layout="NC").fit(samples), ChannelReducer(20, layout="NC")
+    nothing = np.full((5, 20), np.nan, np.float32)
+    for start in range(0, 97, size):
+        chunks.partial_fit(samples[:0]).partial_fit(samples[start : start + size])
+        chunks.partial_fit(nothing, mask=np.zeros(5, bool)).partial_fit(np.ma.masked_invalid(nothing))
+    np.testing.assert_allclose(chunks.mean_, whole.mean_, rtol=1e-6)
+    largest = whole.explained_variance_[0]
+    np.testing.assert_allclose(chunks.explained_variance_, whole.explained_variance_, atol=oracle.UNIT * largest)
+    np.testing.assert_allclose(chunks.components_[:4], whole.components_[:4], atol=1e-3)
+    assert chunks.n_samples_seen_ == 97
+
+
+def test_too_few_pixels_are_an_error_when_components_are_wanted():
+    samples = mixture(24, 40)
+    reducer = ChannelReducer(15, layout="NC")
+    for method in (reducer.transform, reducer.inverse_transform):
+        with pytest.raises(NotFittedError, match=r"^this ChannelReducer is not fitted yet: call fit first$"):
+            method(samples)
+    reducer.partial_fit(samples[:0])
+    assert (reducer.n_samples_seen_, reducer.n_features_in_) == (0, 20)
+    assert not hasattr(reducer, "mean_")
+    reducer.partial_fit(samples[:10])
+    np.testing.assert_allclose(reducer.mean_, samples[:10].mean(axis=0), rtol=1e-6)
+    message = r"^this ChannelReducer with n_components=15 needs 15 pixels that count, got 10 so far: call partial_fit"
+    for wanted in (
+        lambda: reducer.components_,
+        lambda: reducer.explained_variance_,
+        lambda: reducer.explained_variance_ratio_,
+        lambda: reducer.n_components_,
+        lambda: reducer.transform(samples),
+        reducer.as_layer,
+    ):
+        with pytest.raises(NotFittedError, match=message) as raised:
+            wanted()
+        assert isinstance(raised.value, ValueError)
+    assert not hasattr(reducer, "components_")
+    with pytest.raises(NotFittedError):
+        check_is_fitted(reducer)
+    reducer.partial_fit(samples[10:15])
+    check_is_fitted(reducer)
+    assert reducer.components_.shape == (15, 20)
+    for n_components in (None, 1, 0.5):
+        with pytest.raises(NotFittedError, match=r"needs 2 pixels that count, got 1 so far"):
+            ChannelReducer(n_components, layout="NC").partial_fit(samples[:1]).as_layer()
+
+
+def test_more_components_than_channels_are_an_error_at_once():
+    reducer = ChannelReducer(21, layout="NC")
+    with pytest.raises(ValueError, match=r"^n_components must be from 1 to 20, got 21$"):
+        reducer.partial_fit(mixture(25, 3))
+    assert not hasattr(reducer, "n_samples_seen_")
+
+
+def test_fit_after_chunks_and_chunks_after_fit():
+    samples = mixture(26, 400)
+    whole = ChannelReducer(3, layout="NC").fit(samples)
+    reducer = ChannelReducer(3, layout="NC").partial_fit(mixture(27, 50)).fit(samples[:300]).partial_fit(samples[300:])
+    np.testing.assert_allclose(reducer.explained_variance_, whole.explained_variance_, rtol=1e-5)
+    np.testing.assert_allclose(reducer.components_, whole.components_, atol=1e-4)
+    assert reducer.components_ is reducer.components_
+    for duplicate in (pickle.loads(pickle.dumps(reducer)), copy.deepcopy(reducer)):
+        assert np.array_equal(duplicate.components_, reducer.components_)
+
+
+# How many components --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_components", [None, 1, 12, np.int64(3), 0.01, 0.5, 0.9, 0.99, 0.9999999, np.float32(0.75)])
+@pytest.mark.parametrize("pixels", [9, 500])
+def test_numbers_of_components_are_those_of_scikit_learn(n_components, pixels):
+    """With nine pixels, there are nine components of twelve channels."""
+    if pixels == 9 and n_components == 12:
+        return
+    rng = np.random.default_rng(28)
+    samples = (rng.standard_normal((pixels, 12)) * 0.7 ** np.arange(12)).astype(np.float32)
+    number = float(n_components) if isinstance(n_components, np.floating) else n_components
+    pca = PCA(number, svd_solver="full").fit(samples.astype(np.float64))
+    for reducer in (
+        ChannelReducer(n_components, layout="NC").fit(samples),
+        ChannelReducer(n_components, layout="NC").partial_fit(samples[:4]).partial_fit(samples[4:]),
+    ):
+        assert reducer.n_components_ == pca.n_components_
+        np.testing.assert_allclose(reducer.explained_variance_ratio_, pca.explained_variance_ratio_, atol=1e-6)
+        assert reducer.transform(samples).shape == (pixels, pca.n_components_)
+    reference = pwconv.reference.principal_components(samples, n_components, layout="NC")
+    np.testing.assert_allclose(reference.components, pca.components_, atol=1e-9)
+
+
+def test_none_keeps_all_components():
+    samples = mixture(29, 300)
+    reducer = ChannelReducer(layout="NC")
+    assert repr(reducer) == "ChannelReducer(n_components=None, layout='NC', whiten=False)"
+    z = reducer.fit_transform(samples)
+    assert z.shape == (300, 20)
+    np.testing.assert_allclose(reducer.inverse_transform(z), samples, atol=1e-5)
+
+
+def test_a_share_of_a_flat_image_is_one_component():
+    reducer = ChannelReducer(0.9, layout="NC").fit(np.full((9, 4), 3, np.uint8))
+    assert reducer.n_components_ == 1
+    assert pwconv.reference.principal_components(np.full((9, 4), 3, np.uint8), 0.9, layout="NC").components.shape == (
+        1,
+        4,
+    )
+
+
+# As a layer -----------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_near_100000(isa):
+    """Half a step from the mean in both of two bands is 0.70711; a mean in a float32 bias would make it 0.7059."""
+    x = np.float32([[100000, 100000], [100001, 100001]])
+    reducer = ChannelReducer(1, layout="NC").fit(x)
+    expected = PCA(1).fit_transform(x.astype(np.float64))
+    for z in (reducer.transform(x), reducer.as_layer()(x)):
+        np.testing.assert_allclose(z, expected, rtol=1e-6)
+        np.testing.assert_allclose(np.abs(z), np.sqrt(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("whiten", [False, True])
+def test_as_layer_has_the_bits_of_transform(layout, whiten):
+    x = as_map(mixture(30, count_of(layout), offset=100000), layout)
+    reducer = ChannelReducer(3, layout=layout, whiten=whiten).fit(x)
+    layer = reducer.as_layer()
+    assert oracle.same_bits(layer(x), reducer.transform(x))
+    assert np.array_equal(layer.input_shift, -reducer.mean_.astype(np.float32))
+    assert oracle.same_bits(pickle.loads(pickle.dumps(layer))(x), layer(x))
+
+
+def test_narrow_results():
+    """A photograph's colours to bytes and back, a rounding error of half a step apart."""
+    picture = data.astronaut()
+    reducer = ChannelReducer(layout="HWC").fit(picture)
+    z = reducer.transform(picture, out_dtype="int16")
+    assert z.dtype == np.int16
+    assert np.array_equal(z, np.rint(reducer.transform(picture)))
+    back = reducer.inverse_transform(z, out_dtype=np.uint8)
+    assert back.dtype == np.uint8
+    assert np.abs(back.astype(int) - picture).max() <= 2
+    out = np.empty(picture.shape, np.uint8)
+    assert reducer.inverse_transform(z, out) is out
+    assert np.array_equal(out, back)
+    with pytest.raises(TypeError, match=r"^out must be int8 as out_dtype says, got uint8$"):
+        reducer.inverse_transform(z, out, out_dtype="int8")
+
+
 # An estimator ---------------------------------------------------------------------------------------------------------
 
 
@@ -313,12 +464,24 @@ def test_out_and_fit_transform(whiten):
         np.testing.assert_allclose(out.std(axis=(0, 2, 3), ddof=1), 1, rtol=1e-4)
 
 
-def test_a_channel_that_never_changes():
-    samples = np.ones((50, 3), np.float32)
-    samples[:, 0] = np.arange(50)
-    reducer = ChannelReducer(3, layout="NC", whiten=True).fit(samples)
-    np.testing.assert_allclose(reducer.explained_variance_, [np.var(np.arange(50), ddof=1), 0, 0], atol=1e-9)
-    assert np.isfinite(reducer.transform(samples)).all()
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("offset", [0, 100])
+def test_whitening_of_components_without_variance(offset):
+    """Constant channels, and channels that depend on others: such components are 0, the others have unit variance."""
+    rng = np.random.default_rng(22)
+    samples = np.zeros((5000, 7), np.float32)
+    samples[:, :3] = rng.integers(-9, 10, (5000, 3))
+    samples[:, 3], samples[:, 4] = samples[:, 0] + samples[:, 1], 2 * samples[:, 2]
+    samples += np.float32(offset)
+    reducer = ChannelReducer(layout="NC", whiten=True).fit(samples)
+    assert reducer.n_components_ == 7
+    assert np.all(reducer.explained_variance_[3:] <= oracle.UNIT * reducer.explained_variance_[0])
+    z = reducer.transform(samples)
+    np.testing.assert_array_equal(z[:, 3:], 0)
+    np.testing.assert_allclose(z[:, :3].std(axis=0, ddof=1), 1, rtol=1e-4)
+    expected = PCA(3, whiten=True).fit(samples.astype(np.float64)).transform(samples)
+    np.testing.assert_allclose(z[:, :3], expected, atol=1e-3)
+    np.testing.assert_allclose(reducer.inverse_transform(z), samples, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("error")

@@ -111,7 +111,7 @@ def value_fill(fill: Any, needed: bool, dtype: str) -> float | None:
         return np.nan if needed else None
     number = real(fill, "fill")
     if is_float:
-        if np.isfinite(number) and abs(number) > np.finfo(np.float32).max:
+        if np.isfinite(number) and abs(number) > float(np.finfo(np.float32).max):
             raise ValueError(f"fill must be finite in float32, or infinite, got {number}")
     elif not (number.is_integer() and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max):
         raise ValueError(f"fill must be an integer that {dtype} holds, got {fill}")
@@ -158,6 +158,8 @@ def _dtype_with(fill: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind == "O":
         return dtype
     scalar = np.asarray(fill)
+    if dtype.kind in "iu" and isinstance(fill, int) and scalar.dtype.kind == "O":
+        raise ValueError(f"fill must be an integer that fits those of classes, of dtype {dtype}, got {fill!r}")
     kinds = next(group for group in ("iuf", "UT", dtype.kind) if dtype.kind in group)
     if scalar.shape or scalar.dtype.kind not in kinds:
         raise TypeError(f"fill must be a name of no class like those of dtype {dtype}, got {fill!r}")
