@@ -57,8 +57,8 @@ class PixelClassifier(Immutable):
     Examples
     --------
     >>> ground = pwconv.PixelClassifier(np.eye(3, dtype=np.float32), layout="HWC", classes=["red", "green", "blue"])
-    >>> ground.predict(np.array([[[9, 1, 2], [0, 7, 5]]], np.uint8))
-    array([['red', 'green']], dtype='<U5')
+    >>> ground.predict(np.array([[[9, 1, 2], [0, 7, 5], [9, 1, np.nan]]], np.float32), fill="nodata")
+    array([['red', 'green', 'nodata']], dtype='<U6')
     """
 
     __slots__ = ("_logits", "classes", "head", "layers", "link")

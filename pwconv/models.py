@@ -48,9 +48,9 @@ def from_sklearn(model: Any, *, layout: str = "NCHW", **kw: Any) -> PixelClassif
 
     Examples
     --------
-    >>> import sklearn.decomposition
-    >>> pwconv.from_sklearn(sklearn.decomposition.PCA(2).fit(np.eye(4)), layout="HWC").out_channels
-    2
+    >>> ridge = type("Ridge", (), {"coef_": np.ones((3, 13)), "intercept_": np.zeros(3)})()  # or one that was fitted
+    >>> pwconv.from_sklearn(ridge, layout="HWC")
+    PointwiseConv(13, 3, stride=1, bias=False, layout='HWC')
     """
     read = estimators.read(model, "model")
     if read.is_classifier:

@@ -876,6 +876,43 @@ def test_copies_costs_and_checks_of_a_chain(backend, rows, link):
     assert pwconv.verify(clf, x).backend == backend
 
 
+@backends
+@layouts
+@pytest.mark.parametrize("link", ["softmax", "one_vs_rest", "modified_huber", "multilabel"])
+def test_pixels_of_a_chain_that_do_not_count(link, layout, backend):
+    chain, x = head_of_layers(layout, 5, backend=backend), laid_out(normal(6, 2, 31, 37, 33), layout)
+    clf = PixelClassifier.from_chain(chain, link=link)
+    mask = np.random.default_rng(7).random((2, 31, 37)) < 0.4
+    mask[0, :20] = False
+    np.moveaxis(x, layout.index("C"), -1)[1, 3:5, 6, 2] = np.nan
+    counted = mask & ~np.isnan(samples_of(x, layout)).any(1).reshape(mask.shape)
+    per_channel = np.expand_dims(counted, layout.index("C"))
+    several = link == "multilabel"
+    chosen = per_channel if several else counted
+    plain = np.nan_to_num(x)
+    expected = np.where(chosen, clf.predict(plain), -1)
+    assert np.array_equal(clf.predict(x, mask=mask, fill=-1), expected)
+    assert np.array_equal(clf.predict(x, mask=mask), expected)
+    out = np.zeros(expected.shape, np.uint8)
+    assert clf.predict(x, mask=mask, fill=255, out=out) is out
+    assert np.array_equal(out, expected.astype(np.uint8))
+    shares = np.where(per_channel, clf.predict_proba(plain), np.float32(-3))
+    np.testing.assert_array_equal(clf.predict_proba(x, mask=mask, fill=-3), shares)
+    logits = np.where(per_channel, clf.decision_function(plain), np.float32(np.nan))
+    np.testing.assert_array_equal(clf.decision_function(x, mask=mask), logits)
+    labels, best = clf.top_k(x, 2, mask=mask, fill=99)
+    expected_labels, expected_best = clf.top_k(plain, 2)
+    assert np.array_equal(labels, np.where(per_channel, expected_labels, 99))
+    np.testing.assert_array_equal(best, np.where(per_channel, expected_best, np.float32(np.nan)))
+    if not several:
+        sizes = clf.predict(x, mask=mask, fill=-1, size=(62, 74))
+        single = PixelClassifier.from_chain(chain.layers[-1])
+        between = one_by_one(SimpleNamespace(layers=chain.layers[:-1]), plain)
+        assert np.array_equal(sizes, single.predict(between, mask=counted, fill=-1, size=(62, 74)))
+        assert (sizes == -1).any()
+        assert (sizes >= 0).any()
+
+
 def test_wrong_chains_are_explained():
     chain = head_of_layers()
     with pytest.raises(TypeError, match=r"^chain must be a PointwiseChain or a PointwiseConv, got list$"):

@@ -283,17 +283,11 @@ def run_keras(layers, x):
     return y
 
 
+ACTIVATION = keras("Activation", activation=named("tanh"))
+LEAKY = keras("ReLU", max_value=None, negative_slope=0.1, threshold=0)
 KERAS = {
     "dense": ([dense(1, 12, 8, "relu"), keras("Dropout"), dense(3, 8, 5)], 2),
-    "norms": (
-        [
-            batch_norm(5, 12),
-            dense(1, 12, 8),
-            batch_norm(9, 8, affine=False),
-            keras("Activation", activation=named("tanh")),
-        ],
-        1,
-    ),
+    "norms": ([batch_norm(5, 12), dense(1, 12, 8), batch_norm(9, 8, affine=False), ACTIVATION], 1),
     "convolutions": (
         [
             keras("InputLayer"),
@@ -305,18 +299,9 @@ KERAS = {
         ],
         2,
     ),
-    "nested": (
-        [
-            keras(
-                "Sequential",
-                layers=[dense(1, 12, 8), keras("ReLU", max_value=None, negative_slope=0.1, threshold=0)],
-            ),
-            keras("SpatialDropout2D"),
-            dense(3, 8, 3, "tanh", bias=False),
-        ],
-        2,
-    ),
-}
+    "nested": ([keras("Sequential", layers=[dense(1, 12, 8), LEAKY]),
+                keras("SpatialDropout2D"), dense(3, 8, 3, "tanh", bias=False)], 2),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KERAS)
