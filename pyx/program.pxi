@@ -119,6 +119,15 @@ cdef struct Block:
     SplitScratch* split
 
 
+cdef inline float lower_bound(const Step* step) noexcept nogil:
+    """The bounds of the clip that kernels apply to sums; infinite without one."""
+    return step.after.low if step.after.code == ACT_CLIP else -INFINITY
+
+
+cdef inline float upper_bound(const Step* step) noexcept nogil:
+    return step.after.high if step.after.code == ACT_CLIP else INFINITY
+
+
 cdef inline size_t aligned(size_t size) noexcept nogil:
     return (size + 63) & ~<size_t> 63
 

@@ -12,6 +12,11 @@ cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blo
     return ceil_div(even, mr) * mr if even >= 8 * mr else even
 
 
+cdef Py_ssize_t worthwhile_threads(const Problem* problem, const Plan* plan) noexcept nogil:
+    """How many threads have enough work each."""
+    return <Py_ssize_t> min(<double> problem.threads, max(1.0, plan.cycles / problem.thread_cycles))
+
+
 cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil:
     """Blocks that stay in the second-level cache, then as many tasks as keep all threads busy."""
     cdef Schedule schedule
@@ -19,8 +24,7 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
         return streamed_schedule(problem, plan)
     cdef Tiling tiling = pixel_tiling(plan, problem.pixels)
     cdef Py_ssize_t tile_pixels = tiling.nr if plan.pixels_in_b else ceil_div(problem.pixels, tiling.tiles)
-    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> problem.threads,
-                                               max(1.0, plan.cycles / problem.thread_cycles))
+    cdef Py_ssize_t threads = worthwhile_threads(problem, plan)
     cdef Py_ssize_t fewest = ceil_div(MIN_BLOCK_PIXELS, max(1, tile_pixels))
     # The next block is prefetched in its own type, which may take more room than packed pixels.
     cdef Py_ssize_t tiles = max(fewest, min(MAX_TILES, cache_share() // max(1, plan.kc * tile_pixels)))

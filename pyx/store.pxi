@@ -59,26 +59,34 @@ cdef void get_rectangle(const isa_t* isa, const FeatureMap* m, Py_ssize_t span, 
         pack.at += pack.count
 
 
+cdef void apply_epilogue(const Step* step, const Block* block, float* sum, Py_ssize_t pitch, int vectors,
+                         bint pixels_in_rows, Py_ssize_t pixel, Py_ssize_t pixels, Py_ssize_t out,
+                         Py_ssize_t outs) noexcept nogil:
+    """Applies the epilogue to sums in scratch, laid out as for put_rectangle(); `out`: the first, within its group."""
+    cdef const Plan* plan = &step.plan
+    cdef epilogue_t epilogue
+    epilogue.sum = sum
+    epilogue.rows = outs if pixels_in_rows else pixels
+    epilogue.vectors = vectors
+    epilogue.pitch = pitch
+    epilogue.bias = step.bias + block.group * step.channel_pitch + out
+    epilogue.scale = step.scale + block.span * step.scale_span + block.group * step.channel_pitch + out
+    epilogue.channels_in_b = not pixels_in_rows
+    epilogue.residual = NULL
+    epilogue.activation = step.after
+    if step.residual.data != NULL:
+        get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, pixels_in_rows, pixel, pixels,
+                      block.group * step.outs + out, outs)
+        epilogue.residual = block.residual
+    plan.isa.epilogue(&epilogue)
+
+
 cdef void store_tile(const Step* step, const Block* block, float* sum, Py_ssize_t pixel, Py_ssize_t pixels,
                      Py_ssize_t out, Py_ssize_t outs, int vectors, bint finished) noexcept nogil:
     """Applies the epilogue to a tile in scratch, unless the micro-kernel `finished` it, and stores it."""
     cdef const Plan* plan = &step.plan
     cdef Py_ssize_t pitch = vectors * plan.kernels.lanes
-    cdef Py_ssize_t channel = block.group * step.outs + out
-    cdef epilogue_t epilogue
     if not finished:
-        epilogue.sum = sum
-        epilogue.rows = outs if plan.pixels_in_b else pixels
-        epilogue.vectors = vectors
-        epilogue.pitch = pitch
-        epilogue.bias = step.bias + block.group * step.channel_pitch + out
-        epilogue.scale = step.scale + block.span * step.scale_span + block.group * step.channel_pitch + out
-        epilogue.channels_in_b = not plan.pixels_in_b
-        epilogue.residual = NULL
-        epilogue.activation = step.after
-        if step.residual.data != NULL:
-            get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, plan.pixels_in_b, pixel, pixels,
-                          channel, outs)
-            epilogue.residual = block.residual
-        plan.isa.epilogue(&epilogue)
-    put_rectangle(plan.isa, block.y, block.span, sum, pitch, plan.pixels_in_b, pixel, pixels, channel, outs)
+        apply_epilogue(step, block, sum, pitch, vectors, plan.pixels_in_b, pixel, pixels, out, outs)
+    put_rectangle(plan.isa, block.y, block.span, sum, pitch, plan.pixels_in_b, pixel, pixels,
+                  block.group * step.outs + out, outs)

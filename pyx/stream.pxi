@@ -40,8 +40,10 @@ cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexc
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
     if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or not 0 < problem.k <= SUM_BLOCK:
         return False
-    if problem.outs > STREAM_MAX_OUTS or problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
-        return problem.outs <= STREAM_MAX_OUTS
+    if problem.outs > STREAM_MAX_OUTS:
+        return False
+    if problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
+        return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     return (problem.outs <= STREAM_FEW_OUTS
             and problem.pixels * problem.k * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2])
@@ -65,8 +67,7 @@ cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nog
     """Blocks of whole chunks, several for each thread; groups one after the other within a block."""
     cdef Schedule schedule
     cdef Py_ssize_t chunks = ceil_div(problem.pixels, plan.chunk)
-    cdef Py_ssize_t threads = <Py_ssize_t> min(<double> problem.threads,
-                                               max(1.0, plan.cycles / problem.thread_cycles))
+    cdef Py_ssize_t threads = worthwhile_threads(problem, plan)
     cdef Py_ssize_t blocks = max(<Py_ssize_t> 1, min(chunks, 4 * threads if threads > 1 else 1))
     schedule.spans = problem.spans
     schedule.pixel_block = ceil_div(chunks, blocks) * plan.chunk
@@ -97,8 +98,8 @@ cdef Py_ssize_t run_pixels(const Step* step, const Block* block, Py_ssize_t grou
     p.pixels = min(pixels, min(from_x.count, to_y.count))
     p.weights = step.weights
     p.bias = step.bias
-    p.low = step.after.low if step.after.code == ACT_CLIP else -INFINITY
-    p.high = step.after.high if step.after.code == ACT_CLIP else INFINITY
+    p.low = lower_bound(step)
+    p.high = upper_bound(step)
     p.far = y.far
     return p.pixels if step.plan.isa.multiply_pixels(&p) else 0
 
@@ -122,8 +123,8 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     stream.tiles = plan.out_tiling.tiles
     stream.weights = step.weights + group * step.group_stride
     stream.bias = step.bias + group * step.channel_pitch if step.plain else NULL
-    stream.low = step.after.low if step.plain and step.after.code == ACT_CLIP else -INFINITY
-    stream.high = step.after.high if step.plain and step.after.code == ACT_CLIP else INFINITY
+    stream.low = lower_bound(step)
+    stream.high = upper_bound(step)
     while done < block.pixels:
         pixel = block.first + done
         block.first_k = 0
@@ -167,7 +168,8 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
             stream.first_k += stream.k
         if not direct:
             if not step.plain:
-                finish_chunk(step, block, pixel, n)
+                apply_epilogue(step, block, block.partial, pitch, <int> ceil_div(n, plan.kernels.lanes), True, pixel, n,
+                               0, step.outs)
             put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
         done += n
 
@@ -193,24 +195,3 @@ cdef inline void plan_next(const Step* step, const Block* block, const Run* from
         stream.next_rows = min(step.plan.kc, left) if left > 0 else step.plan.kc
         stream.next_row_step = x.channel_step
         stream.next_bytes = n * x.item
-
-
-cdef void finish_chunk(const Step* step, const Block* block, Py_ssize_t pixel, Py_ssize_t pixels) noexcept nogil:
-    """Applies the epilogue to the sums of a chunk in scratch."""
-    cdef const Plan* plan = &step.plan
-    cdef Py_ssize_t pitch = stream_pitch(plan), channel = block.group * step.outs
-    cdef epilogue_t epilogue
-    epilogue.sum = block.partial
-    epilogue.rows = step.outs
-    epilogue.vectors = ceil_div(pixels, plan.kernels.lanes)
-    epilogue.pitch = pitch
-    epilogue.bias = step.bias + block.group * step.channel_pitch
-    epilogue.scale = step.scale + block.span * step.scale_span + block.group * step.channel_pitch
-    epilogue.channels_in_b = False
-    epilogue.residual = NULL
-    epilogue.activation = step.after
-    if step.residual.data != NULL:
-        get_rectangle(plan.isa, &step.residual, block.span, block.residual, pitch, True, pixel, pixels, channel,
-                      step.outs)
-        epilogue.residual = block.residual
-    plan.isa.epilogue(&epilogue)

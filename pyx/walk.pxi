@@ -111,8 +111,8 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
     tile.last = block.first_k + block.k == step.k
     tile.pixels_have_one_term = kernels.terms == 2 and pixels_have_one_term(step, block)
     tile.channels_in_b = not pixels_in_b
-    tile.low = step.after.low if step.after.code == ACT_CLIP else -INFINITY
-    tile.high = step.after.high if step.after.code == ACT_CLIP else INFINITY
+    tile.low = lower_bound(step)
+    tile.high = upper_bound(step)
     row = tile_start(a_tiles, first_a_tile)
     column = tile_start(b_tiles, first_b_tile)
     any_special = kernels.terms and tile.last and has_special_values(

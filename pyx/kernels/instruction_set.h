@@ -43,7 +43,6 @@
         .best_resized = best_resized,                                           \
         .discount_nan = discount_nan,                                           \
         .fill_uncounted = fill_uncounted,                                       \
-        .copy = copy,                                                           \
         .fma_chain = fma_chain,                                                 \
         .sweep = sweep,                                                         \
     }

@@ -217,10 +217,7 @@ typedef struct {
     void (*best_resized)(const resize_t *);
     void (*discount_nan)(const head_t *);   /* pixels with a NaN logit do not count */
     void (*fill_uncounted)(const head_t *); /* in labels and values if there are labels, else in logits */
-    /* dst[i * d_row + j * d_lane] = src[i * s_row + j * s_lane] for i < rows, j < lanes; steps in bytes */
-    void (*copy)(char *dst, ptrdiff_t d_row, ptrdiff_t d_lane, const char *src, ptrdiff_t s_row, ptrdiff_t s_lane,
-                 ptrdiff_t rows, ptrdiff_t lanes);
-    double (*fma_chain)(long turns);                                     /* returns floating-point operations done */
+    double (*fma_chain)(long turns);        /* returns floating-point operations done */
     double (*sweep)(int kind, char *dst, const char *src, size_t bytes); /* returns a value that depends on all */
 } isa_t;
 

@@ -2,6 +2,10 @@
    multiplied and put together in registers, a vector of them at a time, so that the time is that of moving bytes. The
    order of summation is that of tile.h. */
 
+INLINE int pixel_bytes(const int CHANNELS, const int BYTES) {
+    return CHANNELS * (BYTES ? 1 : (int)sizeof(float));
+}
+
 /* LANES pixels to a vector for each channel. */
 INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const int BYTES) {
     if (!BYTES) {
@@ -28,9 +32,10 @@ INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const 
 /* As many pixels as the record says, at least LANES; from and to bytes if X_BYTES, Y_BYTES. */
 INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pixels, const int K, const int OUTS,
                          const int X_BYTES, const int Y_BYTES) {
-    const int x_pixel = K * (X_BYTES ? 1 : (int)sizeof(float)), y_pixel = OUTS * (Y_BYTES ? 1 : (int)sizeof(float));
+    const int x_pixel = pixel_bytes(K, X_BYTES), y_pixel = pixel_bytes(OUTS, Y_BYTES);
     const vec low = splat(Y_BYTES ? 0.0f : p->low);
-    const vec high = splat(!Y_BYTES || (p->high >= 0.0f && p->high <= 255.0f) ? p->high : p->high < 0.0f ? 0.0f : 255.0f);
+    const float most = p->high < 0.0f ? 0.0f : p->high > 255.0f ? 255.0f : p->high;
+    const vec high = splat(Y_BYTES ? most : p->high);
     vec weight[4][4], bias[4];
     UNROLL for (int o = 0; o < OUTS; o++) {
         bias[o] = splat(p->bias[o]);
@@ -53,7 +58,7 @@ INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pi
 /* A result that is far is put together in cache, in runs. */
 INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_BYTES, const int Y_BYTES) {
     enum { RUN = 4096 };
-    const int x_pixel = K * (X_BYTES ? 1 : (int)sizeof(float)), y_pixel = OUTS * (Y_BYTES ? 1 : (int)sizeof(float));
+    const int x_pixel = pixel_bytes(K, X_BYTES), y_pixel = pixel_bytes(OUTS, Y_BYTES);
     const ptrdiff_t at_once = RUN / y_pixel / LANES * LANES;
     if (!p->far) {
         multiply_run(p, p->x, p->y, p->pixels, K, OUTS, X_BYTES, Y_BYTES);

@@ -31,7 +31,7 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
     const char *x = p->x + at;
     const float *weights = p->weights;
     char *y = p->y + at;
-    vec sum[8][MAX_VECTORS];
+    vec sum[STREAM_MR][MAX_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
         const char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
         sum[r][v] = p->first ? splat(0.0f) : PARTIAL ? load_first(here, lanes) : load(here);
