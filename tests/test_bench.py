@@ -773,7 +773,7 @@ def test_the_command_draws_and_replots(tmp_path):
 
 def test_saved_results_are_restored(tmp_path):
     layers = [result(errors={"pwconv": 1e-7}, pwconv=[0.02, 0.03, 0.01], out=[0.0125], conv2d=[0.04], linear=[0.05])]
-    options = options_of(["torch"])
+    options = options_of(["numpy"])
     kept = json.loads(json.dumps(record(options, MACHINE, layers, geometric_means(layers))))
     restored, machine, results = restore(kept)
     assert results[0].seconds == layers[0].seconds
