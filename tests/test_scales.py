@@ -132,8 +132,9 @@ def test_gradients():
     joined = torch.tensor(np.concatenate(x, 1).astype(np.float64), requires_grad=True)
     weight, bias = (torch.tensor(a.astype(np.float64), requires_grad=True) for a in (layer.weight, layer.bias))
     scale, shift, after = (torch.tensor(own[name].astype(np.float64)).reshape(-1, 1, 1) for name in NAMES)
-    inside = torch.nn.functional.silu(joined * scale + shift)
-    y = torch.nn.functional.conv2d(inside, weight[..., None, None], bias, stride=2) * after
-    torch.tanh(y).backward(torch.tensor(grad_y.astype(np.float64)))
+    with torch.enable_grad():  # other tests may have turned gradients off
+        inside = torch.nn.functional.silu(joined * scale + shift)
+        y = torch.nn.functional.conv2d(inside, weight[..., None, None], bias, stride=2) * after
+        torch.tanh(y).backward(torch.tensor(grad_y.astype(np.float64)))
     for result, expected in ((np.concatenate(grad_x, 1), joined), (grad_weight, weight), (grad_bias, bias)):
         np.testing.assert_allclose(result, expected.grad.numpy(), rtol=1e-3, atol=1e-4)
