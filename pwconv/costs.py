@@ -17,7 +17,7 @@ class Cost:
     ----------
     macs : multiplications, each with an addition.
     parameters : weights and biases.
-    bytes : float32 maps and parameters, each moved once between memory and processor.
+    bytes : float32 inputs and parameters and results of any dtype, each moved once between memory and processor.
 
     Examples
     --------
@@ -82,11 +82,20 @@ def conv_cost(
     return count(ins, outs, _product(spatial, axes, "spatial"), taps=_product(kernel, axes, "kernel"), groups=groups)
 
 
-def count(in_channels: int, out_channels: int, pixels: int, *, taps: int = 1, groups: int = 1, biases: int = 0) -> Cost:
+def count(
+    in_channels: int,
+    out_channels: int,
+    pixels: int,
+    *,
+    taps: int = 1,
+    groups: int = 1,
+    biases: int = 0,
+    out_itemsize: int = 4,
+) -> Cost:
     """Return the cost of a convolution with this many taps per kernel and pixels in all images together."""
     weights = in_channels // groups * out_channels * taps
-    maps = pixels * (in_channels + out_channels)
-    return Cost(pixels * weights, weights + biases, 4 * (maps + weights + biases))
+    maps = pixels * (4 * in_channels + out_itemsize * out_channels)
+    return Cost(pixels * weights, weights + biases, maps + 4 * (weights + biases))
 
 
 def _product(sizes: int | Sequence[int], axes: int, name: str) -> int:

@@ -235,12 +235,19 @@ class PointwiseConv(Immutable, Layer):
         return training.layer_backward(self, grad_y, x, need, num_threads)
 
     def cost(self, shape: Sequence[int]) -> Cost:
-        """Return the cost of a call for an `x` of this shape; pixels that the stride skips are not read."""
+        """Return the cost of a call for a float32 `x` of this shape; pixels that the stride skips are not read."""
         return self._cost(arguments.check_shape(self.spec, self.matrix.shape, shape))
 
     def _cost(self, call: Call) -> Cost:
         biases = 0 if self.bias is None else self.out_channels
-        return count(self.in_channels, self.out_channels, pixel_count(call), groups=self.groups, biases=biases)
+        return count(
+            self.in_channels,
+            self.out_channels,
+            pixel_count(call),
+            groups=self.groups,
+            biases=biases,
+            out_itemsize=arguments.numpy_dtype(self.out_dtype).itemsize,
+        )
 
     def _options(self) -> dict[str, Any]:
         """Return the constructor's arguments except weight and bias."""

@@ -196,8 +196,11 @@ class PointwiseChain(Layers):
     def cost(self, shape: Sequence[int]) -> Cost:
         """Return the cost of a call for an `x` of this shape; maps between layers are not moved to or from memory."""
         calls, _ = arguments.check_chain(self.layers, arguments.array_of_shape(shape))
-        between = pixel_count(calls[0]) * sum(layer.out_channels for layer in self.layers[:-1])
-        return self._sum_of_costs(calls) - Cost(0, 0, 2 * 4 * between)
+        # Each is counted as the result of a layer and as the float32 input of the next.
+        between = sum(
+            layer.out_channels * (arguments.numpy_dtype(layer.out_dtype).itemsize + 4) for layer in self.layers[:-1]
+        )
+        return self._sum_of_costs(calls) - Cost(0, 0, pixel_count(calls[0]) * between)
 
     def plan(self, shape: Sequence[int], num_threads: int | None = None) -> "ChainPlan":
         """Return a description, for people, of how each layer is computed for an `x` of this shape."""

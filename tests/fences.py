@@ -15,6 +15,7 @@ import mmap
 import random
 import sys
 import time
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -74,7 +75,8 @@ def place(rng: random.Random, values: np.ndarray, views: bool = True) -> tuple[n
     return view, field
 
 
-KINDS = (np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16)
+NARROW = (np.uint8, np.int8, np.uint16, np.int16, np.float16, ml_dtypes.bfloat16)
+SWAPPED = (">f4", ">f2", ">u2", ">i2")
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NC", "NCDHW", "NDHWC")
 CHANNELS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 48, 63, 100, 255, 256, 257, 300, 513, 600)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 31, 33, 50)
@@ -116,8 +118,9 @@ class Problem:
             "activation": rng.choice((None, None, "relu", "silu", "gelu")),
             "input_activation": rng.choice((None, None, None, "relu")),
             "precision": rng.choice(("highest", "highest", "high", "medium")),
+            "out_dtype": rng.choice((None,) * 6 + NARROW),
         }
-        self.x = self.draw(shape, rng.choice((np.float32,) * 4 + KINDS))
+        self.x = self.draw(shape, rng.choice((np.float32,) * 4 + NARROW + SWAPPED))
         self.parts = []
         if sizes["C"] and rng.random() < 0.2 and shape[layout.index("C")] > 1:
             split = rng.randrange(1, shape[layout.index("C")])
@@ -136,9 +139,11 @@ class Problem:
             "residual": self.out_shape,
         }
         self.given = {name: self.draw(shape) for name, shape in optional.items() if rng.random() < 0.3}
+        if "residual" in self.given:
+            self.given["residual"] = self.draw(self.out_shape, rng.choice((np.float32,) * 2 + NARROW + SWAPPED))
 
-    def draw(self, shape: tuple[int, ...], kind: type = np.float32) -> np.ndarray:
-        if kind in (np.uint8, np.int8, np.uint16, np.int16):
+    def draw(self, shape: tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
+        if np.issubdtype(kind, np.integer):
             return self.numbers.integers(0, 100, shape).astype(kind)
         return self.numbers.standard_normal(shape, np.float32).astype(kind)
 
@@ -171,12 +176,17 @@ class Problem:
         layer = pwconv.PointwiseConv(weight, bias, **self.options)
         for compute in (lambda **out: pwconv.pointwise_conv(x, weight, bias, **self.options, **given, **out),
                         lambda **out: layer(x, **given, **out)):  # fmt: skip
-            out, field = place(self.rng, np.empty(self.out_shape, np.float32))
-            out[...] = np.nan
+            out, field = place(self.rng, np.empty(self.out_shape, expected.dtype))
+            out[...] = 0 if expected.dtype.kind in "iu" else np.nan
             compute(out=out, num_threads=threads)
-            assert oracle.same_bits(out, expected)
-            out[...] = np.full(1, UNTOUCHED * 0x01010101, np.uint32).view(np.float32)
-            assert (field.inside == UNTOUCHED).all(), "something was written between the elements of out"
+            self.compare(out, field, expected)
+
+    @staticmethod
+    def compare(out: np.ndarray, field: Field, expected: np.ndarray) -> None:
+        """The result has the expected bits, and nothing was written between its elements."""
+        assert oracle.same_bits(out, expected)
+        out[...] = np.full(out.itemsize, UNTOUCHED, np.uint8).view(out.dtype)
+        assert (field.inside == UNTOUCHED).all(), "something was written between the elements of out"
 
     def check_several(self, threads: int) -> None:
         """The same for branches, and for a chain with a residual in the middle and a kept result."""
@@ -195,7 +205,7 @@ class Problem:
         chain = pwconv.PointwiseChain([layer, after])
         before = layer(self.parts or self.x, residual=added, num_threads=1)
         expected = after(before, num_threads=1)
-        out, _ = place(self.rng, np.zeros(expected.shape, np.float32))
+        out, _ = place(self.rng, np.zeros_like(expected))
         kept, _ = chain(x, residual={0: residual}, keep=(0,), out=out, num_threads=threads)
         assert oracle.same_bits(kept, before)
         assert oracle.same_bits(out, expected)
@@ -203,10 +213,33 @@ class Problem:
         chain(x, residual={0: residual}, out=out, num_threads=threads)
         assert oracle.same_bits(out, expected)
 
-        outs = tuple(place(self.rng, np.zeros(middle.shape, np.float32))[0] for _ in range(2))
+        outs = tuple(place(self.rng, np.zeros_like(middle))[0] for _ in range(2))
         pwconv.PointwiseBranches([layer, other])(x, out=outs, num_threads=threads)
         assert oracle.same_bits(outs[0], middle)
         assert oracle.same_bits(outs[1], other(self.parts or self.x, num_threads=1))
+
+    def check_classes(self, threads: int) -> None:
+        """The same for labels, probabilities and resized labels with a mask between fences and a fill."""
+        if self.options["groups"] > 1:
+            return
+        layout = self.options["layout"]
+        classifier = pwconv.PixelClassifier(
+            self.weight, self.given.get("bias"), layout=layout, precision=self.options["precision"]
+        )
+        pixels = tuple(size for size, letter in zip(self.x.shape, layout, strict=True) if letter != "C")
+        counts = self.numbers.random(pixels) < self.rng.choice((0.0, 0.1, 0.9, 1.0))
+        mask, field = place(self.rng, counts)
+        field.close_for_writing()
+        x, *_ = self.fenced()
+        calls = [("predict", np.uint8 if len(self.weight) < 256 else np.int32), ("predict_proba", np.float32)]
+        resized = {"size": (7, 5)} if layout in ("NCHW", "NHWC", "CHW", "HWC") else {}
+        for name, dtype in calls:
+            method, fill = getattr(classifier, name), 255 if dtype == np.uint8 else -1
+            for options in ({}, resized) if name == "predict" else ({},):
+                expected = method(self.parts or self.x, mask=counts, fill=fill, num_threads=1, **options).astype(dtype)
+                out, field = place(self.rng, np.zeros_like(expected))
+                method(x, mask=mask, fill=fill, out=out, num_threads=threads, **options)
+                self.compare(out, field, expected)
 
 
 def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
@@ -218,6 +251,8 @@ def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
         problem.check(threads)
         if seed % 4 == 0:
             problem.check_several(threads)
+        if seed % 4 == 1:
+            problem.check_classes(threads)
 
 
 def step_over(where: str) -> None:

@@ -296,6 +296,7 @@ OPTIONS = {
     "weight_layout": ("OI",),
     "input_activation": (None, "relu"),
     "activation": (None, "silu", ("clip", 0, 1)),
+    "out_dtype": (None, "uint8", "float16", np.int16),
     "precision": ("highest", "high"),
     "backend": ("native",),
 }
@@ -330,10 +331,16 @@ class Scene:
             "output_scale": (self.outs,),
             "residual": self.map(self.outs),
             "out": self.map(self.outs),
+            "mask": tuple(np.delete(self.sizes, self.channel).tolist()),
         }
 
     def arrays(self, *names: str) -> dict[str, np.ndarray]:
         return {name: values(self.rng, self.shapes[name]) for name in names}
+
+    def mask(self) -> np.ndarray | None:
+        """None, or random truths, one a pixel."""
+        shape = self.shapes["mask"]
+        return self.rng.choice((None, values(self.rng, shape, "u1") > self.rng.randrange(256)))
 
     def options(self) -> dict[str, Any]:
         return {"groups": self.groups, "layout": self.layout}
@@ -359,7 +366,8 @@ class Scene:
 
     def construction(self) -> dict[str, Any]:
         defaults = {name: choices[0] for name, choices in OPTIONS.items() if self.rng.random() < 0.5}
-        return self.spoil(self.arrays("weight") | self.rest("bias") | self.options() | defaults)
+        scales = self.rest("bias input_scale input_shift output_scale")
+        return self.spoil(self.arrays("weight") | scales | self.options() | defaults)
 
     def call(self) -> dict[str, Any]:
         return self.spoil(self.arrays("x") | self.rest("input_scale input_shift output_scale residual out num_threads"))
@@ -407,6 +415,11 @@ class Scene:
         if self.rng.random() < 0.3:
             return Case(pwconv.PixelClassifier, self.spoil(self.arrays("weight", "bias") | making))
         classifier = pwconv.PixelClassifier(**self.arrays("weight", "bias"), layout=self.layout)
+        if self.rng.random() < 0.1:
+            chain = self.rng.choice((pwconv.PointwiseChain([self.layer()]), self.layer(), junk(self.rng)))
+            return Case(
+                pwconv.PixelClassifier.from_chain, self.spoil({"chain": chain, "classes": None, "link": "softmax"})
+            )
         name, given = self.rng.choice(
             (
                 ("predict", {"out": None}),
@@ -416,6 +429,8 @@ class Scene:
                 ("decision_function", {"out": None}),
             )
         )
+        if self.rng.random() < 0.5:
+            given |= {"mask": self.mask(), "fill": self.rng.choice((None, -1, 255, 0.0))}
         if "size" in given:  # a small result of an enormous map would take too long
             given = self.spoil(given) | {"x": strange_view(self.rng, self.map(self.ins))}
         else:
@@ -427,12 +442,14 @@ class Scene:
         x = strange_view(self.rng, self.map(self.ins))  # an enormous map would take too long
         if self.rng.random() < 0.5:
             reducer.set_params(n_components=junk(self.rng))
-            return Case(self.rng.choice((reducer.fit, reducer.partial_fit, reducer.fit_transform)), {"x": x})
+            masked = {"mask": hostile_array(self.rng, self.shapes["mask"])} if self.rng.random() < 0.3 else {}
+            return Case(self.rng.choice((reducer.fit, reducer.partial_fit, reducer.fit_transform)), {"x": x} | masked)
         # Fitted to finite numbers, since random bytes hold NaN, and to enough pixels.
         reducer.set_params(layout="NC").fit(np.arange(64 * self.ins, dtype=np.float32).reshape(64, self.ins))
         reducer.set_params(layout=self.layout)
         if self.rng.random() < 0.5:
-            return Case(reducer.transform, self.spoil({"x": values(self.rng, x.shape), "out": None}))
+            given = {"x": values(self.rng, x.shape), "out": None, "mask": self.mask(), "fill": None}
+            return Case(reducer.transform, self.spoil(given))
         return Case(reducer.inverse_transform, {"z": hostile_array(self.rng, self.map(1))})
 
     def thinning(self) -> Case:

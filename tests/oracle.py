@@ -235,11 +235,12 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether two float32 arrays have one shape and the same bits, whatever the payloads of their NaNs."""
-    if left.shape != right.shape:
+    """Whether two arrays have one shape, one dtype and the same bits, whatever the payloads of their NaNs."""
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
-    return bool(np.all((left.view(np.uint32) == right.view(np.uint32)) | (np.isnan(left) & np.isnan(right))))
+    bits = f"u{left.itemsize}"
+    return bool(np.all((left.view(bits) == right.view(bits)) | (np.isnan(left) & np.isnan(right))))
 
 
 class Placement(NamedTuple):

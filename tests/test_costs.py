@@ -27,6 +27,13 @@ def test_everything_that_a_layer_can_have(backend):
     assert layer.cost((5, 7, 9, 8)) == Cost(pixels * 4 * 6, 24 + 6, 4 * (pixels * (8 + 6) + 24 + 6))
     assert conv(6, 4).cost([0, 4, 7, 9]) == Cost(0, 24, 96)
     assert conv(6, 4, layout="C").cost((4,)).macs == 24
+    assert conv(6, 4, out_dtype="uint8", backend=backend).cost((1, 4, 5, 3)).bytes == 15 * (4 * 4 + 6) + 4 * 24
+
+
+def test_a_chain_of_narrow_layers():
+    """The map in between stays in cache, whatever its dtype; the last is stored as int16."""
+    chain = PointwiseChain([conv(6, 4, out_dtype="float16"), conv(3, 6, out_dtype="int16")])
+    assert chain.cost((1, 4, 5, 3)).bytes == 15 * (4 * 4 + 2 * 3) + 4 * (24 + 18)
 
 
 def test_the_arithmetic_of_costs():
