@@ -79,6 +79,24 @@ def classify(
     fill: float | None,
     num_threads: int | None,
 ) -> None: ...
+def indicate(
+    layers: tuple[Any, ...],
+    x: Any,
+    out: NDArray[Any],
+    mask: NDArray[np.bool_] | None,
+    fill: float | None,
+    num_threads: int | None,
+) -> None: ...
+def probabilities(
+    layers: tuple[Any, ...],
+    x: Any,
+    out: NDArray[np.float32],
+    link: str,
+    binary: bool,
+    mask: NDArray[np.bool_] | None,
+    fill: float | None,
+    num_threads: int | None,
+) -> None: ...
 def classify_resized(
     layers: tuple[Any, ...],
     x: Any,

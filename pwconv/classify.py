@@ -7,13 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import arguments, estimators, links, reference, runtime
-from pwconv.arguments import Call, Float32Array
-from pwconv.boxes import boxes_of
+from pwconv.arguments import Float32Array
 from pwconv.costs import Cost
 from pwconv.layers import Immutable, PointwiseConv
 from pwconv.several import PointwiseChain, run_masked
-
-_BLOCK = 1 << 20  # logits that exist at a time where they are computed block by block
 
 
 class PixelClassifier(Immutable):
@@ -245,7 +242,7 @@ class PixelClassifier(Immutable):
         axis = call.out_layout.index("C")
         if self.link == "multilabel":
             labels = np.empty(call.out_shape, np.int32) if labels is None else labels
-            self._fill_indicators(call, labels)
+            runtime.engine.indicate(self.all_layers, call.x, labels, call.mask, call.fill, call.num_threads)
             return labels if out is None else out
         if labels is None:
             labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
@@ -296,43 +293,12 @@ class PixelClassifier(Immutable):
         call = arguments.check_probabilities(self.all_layers, self.link, x, mask, fill, out, num_threads)
         probabilities = np.empty(call.out_shape, np.float32) if call.out is None else call.out
         binary = self.head is not self.layer
-        if self.link == "softmax" or (self.link == "one_vs_rest" and binary):
-            runtime.engine.classify(
-                self.all_layers, call.x, probabilities, None, 0, call.mask, call.fill, call.num_threads
-            )
-        else:
-            nothing = (None,) * (len(self.layers) - 1)
-            nan = None if call.fill is None else np.nan  # what is filled is found as NaN by links.apply
-            runtime.engine.run_layers(
-                self.all_layers,
-                call.x,
-                (*nothing, None),
-                (*nothing, probabilities),
-                False,
-                call.mask,
-                nan,
-                call.num_threads,
-            )
-            links.apply(self.link, probabilities, call.out_layout.index("C"), binary=binary, fill=call.fill)
+        # The softmax of 0 and a logit has the logistic functions of its negative and of itself.
+        link: Any = "softmax" if binary and self.link == "one_vs_rest" else self.link
+        runtime.engine.probabilities(
+            self.all_layers, call.x, probabilities, link, binary, call.mask, call.fill, call.num_threads
+        )
         return probabilities if out is None else out
-
-    def _fill_indicators(self, call: Call, labels: NDArray[Any]) -> None:
-        """Write 1 where a logit is above 0, else 0, and the fill where a pixel does not count, block by block."""
-        sizes = dict(zip(call.out_layout, call.out_shape, strict=True))
-        steps = dict(zip((letter for letter in call.layout if letter not in "NC"), call.stride, strict=True))
-        pixels = call.out_layout.replace("C", "")
-        for box in boxes_of(tuple(sizes[letter] for letter in pixels), max(1, _BLOCK // sizes["C"])):
-            cuts = dict(zip(pixels, box, strict=True)) | {"C": slice(None)}
-            here = tuple(_times(cuts[letter], steps.get(letter, 1)) for letter in call.layout)
-            part = [map_[here] for map_ in call.x] if isinstance(call.x, list) else call.x[here]
-            indicators = labels[tuple(cuts[letter] for letter in call.out_layout)]
-            if call.fill is None:
-                np.greater(self._logits(part, num_threads=call.num_threads), 0, out=indicators, casting="unsafe")
-                continue
-            counted = None if call.mask is None else call.mask[here].squeeze(call.layout.index("C"))
-            logits = run_masked(self.layers, part, counted, np.nan, None, call.num_threads)
-            np.greater(logits, 0, out=indicators, casting="unsafe")
-            np.copyto(indicators, call.fill, where=np.isnan(logits), casting="unsafe")
 
     def cost(self, shape: Sequence[int]) -> Cost:
         """Return the cost of the logits for an `x` of this shape; maps between the layers are not moved."""
@@ -359,11 +325,6 @@ class PixelClassifier(Immutable):
 def _named(indices: NDArray[Any], names: NDArray[Any] | None) -> NDArray[Any]:
     """Return class names in place of indices; the indices themselves if classes have no names."""
     return indices if names is None else names[indices]
-
-
-def _times(cut: slice, step: int) -> slice:
-    """Return the cut of an axis that a stride reads for a cut of the result."""
-    return cut if cut == slice(None) else slice(cut.start * step, cut.stop * step)
 
 
 def _with_two_rows(layer: PointwiseConv) -> PointwiseConv:

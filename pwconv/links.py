@@ -6,11 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwconv.activations import activate
-from pwconv.arguments import SIGMOID, Activation, Float32Array
-from pwconv.boxes import boxes_of
+from pwconv.arguments import SIGMOID, Activation
 
 LINKS = ("softmax", "one_vs_rest", "modified_huber", "multilabel", None)
-_BLOCK = 1 << 16  # logits that are converted at a time, in cache
 
 
 @np.errstate(all="ignore")
@@ -38,13 +36,3 @@ def probabilities(link: str | None, logits: NDArray[Any], axis: int, *, binary: 
         low = np.clip(logits, np.finfo(logits.dtype).min, 0)
         parts = np.exp(low - low.max(axis=axis, keepdims=True)) / (1 + np.exp(-np.abs(logits)))
     return parts / parts.sum(axis=axis, keepdims=True)
-
-
-def apply(link: str | None, logits: Float32Array, axis: int, *, binary: bool, fill: float | None = None) -> None:
-    """Replace logits by their probabilities, block by block, and NaN by `fill` unless that is None."""
-    channels = np.moveaxis(logits, axis, 0)
-    for box in boxes_of(channels.shape[1:], max(1, _BLOCK // max(1, len(channels)))):
-        part = channels[:, *box]
-        part[...] = probabilities(link, np.ascontiguousarray(part), 0, binary=binary)
-        if fill is not None:
-            part[np.isnan(part)] = fill

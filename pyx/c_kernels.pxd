@@ -14,6 +14,10 @@ cdef extern from "kernels/kernels.h" nogil:
         MEDIUM
         ACT_NONE
         ACT_CLIP
+        LINK_SOFTMAX
+        LINK_ONE_VS_REST
+        LINK_MODIFIED_HUBER
+        LINK_MULTILABEL
         KIND_FLOAT32
         KIND_UINT8
         KIND_INT8
@@ -103,6 +107,7 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct head_t:
         float* logits
         Py_ssize_t pitch, classes, pixels, k
+        int link, binary
         int32_t* labels
         float* values
         uint32_t* counts
@@ -143,7 +148,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*pack_rows)(const pack_t*) noexcept nogil
         void (*epilogue)(const epilogue_t*) noexcept nogil
         void (*best)(const head_t*) noexcept nogil
-        void (*softmax)(const head_t*) noexcept nogil
+        void (*indicate)(const head_t*) noexcept nogil
+        void (*probabilities)(const head_t*) noexcept nogil
         void (*best_resized)(const resize_t*) noexcept nogil
         void (*discount_nan)(const head_t*) noexcept nogil
         void (*fill_uncounted)(const head_t*) noexcept nogil

@@ -58,7 +58,9 @@ cdef void run_head(const Program* program, const Block* block, bint any_counts, 
     head.counts = <uint32_t*> (memory + program.counts_at)
     head.fill_label = program.head.fill_label
     head.fill = program.head.fill
-    if program.head.code == HEAD_BEST:
+    head.link = program.head.link
+    head.binary = program.head.binary
+    if program.head.code in (HEAD_BEST, HEAD_INDICATORS):
         head.labels = <int32_t*> (memory + program.head_at)
         if values.data != NULL:
             head.values = <float*> (head.labels + head.k * head.pitch)
@@ -67,8 +69,10 @@ cdef void run_head(const Program* program, const Block* block, bint any_counts, 
             isa.discount_nan(&head)
         if program.head.code == HEAD_BEST:
             isa.best(&head)
-        elif program.head.code == HEAD_SOFTMAX:
-            isa.softmax(&head)
+        elif program.head.code == HEAD_INDICATORS:
+            isa.indicate(&head)
+        elif program.head.code == HEAD_PROBABILITIES:
+            isa.probabilities(&head)
     if program.head.fills:
         isa.fill_uncounted(&head)
     if head.labels == NULL:

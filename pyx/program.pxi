@@ -62,7 +62,7 @@ cdef struct Step:
 
 
 cdef enum:
-    HEAD_NONE, HEAD_VALUES, HEAD_BEST, HEAD_SOFTMAX, HEAD_RESIZED
+    HEAD_NONE, HEAD_VALUES, HEAD_BEST, HEAD_INDICATORS, HEAD_PROBABILITIES, HEAD_RESIZED
 
 
 cdef struct Resize:
@@ -76,6 +76,8 @@ cdef struct Resize:
 cdef struct Head:
     # Consumes the scratch map of the last step: stores its values where pixels count, labels, or probabilities.
     int code
+    int link                       # of probabilities
+    bint binary                    # the logits are 0 and a single one
     Py_ssize_t places              # labels for every pixel; 0: values or probabilities
     FeatureMap out                 # labels: integers of any size; else float32
     FeatureMap values              # best: the logits; data is NULL if they are not wanted
@@ -210,7 +212,7 @@ cdef void lay_out(Program* program) noexcept nogil:
     if program.head.code != HEAD_NONE:
         at += aligned((pixels + SCRATCH_PAD) * sizeof(uint32_t))
     program.head_at = at
-    if program.head.code == HEAD_BEST:
+    if program.head.code in (HEAD_BEST, HEAD_INDICATORS):
         at += aligned(2 * program.head.places * (pixels + SCRATCH_PAD) * sizeof(float))
     if program.head.code == HEAD_RESIZED:
         at += aligned((program.head.resize.width + 2 * program.head.resize.out_width + 3 * SCRATCH_PAD)

@@ -6,6 +6,14 @@ cdef enum:
     MASK = WEIGHT
 
 
+LINKS = {
+    "softmax": LINK_SOFTMAX,
+    "one_vs_rest": LINK_ONE_VS_REST,
+    "modified_huber": LINK_MODIFIED_HUBER,
+    "multilabel": LINK_MULTILABEL,
+}
+
+
 def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, mask, fill, num_threads):
     """Runs layers over the same pixels in one pass: each feeds the next, or all read x (`branched`).
 
@@ -22,14 +30,34 @@ def run_layers(tuple layers, x, tuple residuals, tuple outs, bint branched, mask
 
 
 def classify(tuple layers, x, out, values, int places, mask, fill, num_threads):
-    """The softmax of a chain's result (places=0, out float32), or its best classes (out: integers, C = places).
+    """The best classes of a chain's result (out: integers, C = places).
 
     `out` and `values` (float32, or None) have the out_layout of the last layer. `mask` is None or bool, with the layout
     of x and C = 1: True for pixels that count. `fill` is None or what pixels get that do not count; then pixels with a
     NaN logit do not count either. The caller has checked all arguments.
     """
     cdef Pass run = Pass(layers, x, (None,) * len(layers), (None,) * len(layers), False, num_threads)
-    run.add_head(HEAD_BEST if places else HEAD_SOFTMAX, places, out, values, mask, fill)
+    run.add_head(HEAD_BEST, places, out, values, mask, fill)
+    run.run()
+
+
+def indicate(tuple layers, x, out, mask, fill, num_threads):
+    """1 where the result of a chain is above 0, else 0 (out: integers); the arguments are those of classify()."""
+    cdef Pass run = Pass(layers, x, (None,) * len(layers), (None,) * len(layers), False, num_threads)
+    cdef Layer last = layers[len(layers) - 1]
+    run.add_head(HEAD_INDICATORS, last.weights.outs, out, None, mask, fill)
+    run.run()
+
+
+def probabilities(tuple layers, x, out, str link, bint binary, mask, fill, num_threads):
+    """The probabilities (out float32) of a chain's result by a link other than None; `binary`: channel 0 is always 0.
+
+    The other arguments are those of classify().
+    """
+    cdef Pass run = Pass(layers, x, (None,) * len(layers), (None,) * len(layers), False, num_threads)
+    run.add_head(HEAD_PROBABILITIES, 0, out, None, mask, fill)
+    run.program.head.link = LINKS[link]
+    run.program.head.binary = binary
     run.run()
 
 

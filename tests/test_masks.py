@@ -61,7 +61,7 @@ def test_logits_and_probabilities(isa, scene, layers, fill):
     out = np.empty_like(logits)
     engine.run_layers(layers[:1], x, (None,), (out,), False, mask, fill, 2)
     assert np.array_equal(out, np.where(counts[..., np.newaxis], logits, np.float32(fill)), equal_nan=True)
-    engine.classify(layers[:1], x, out, None, 0, mask, fill, 2)
+    engine.probabilities(layers[:1], x, out, "softmax", False, mask, fill, 2)
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares = powers / powers.sum(axis=-1, keepdims=True)
     assert np.allclose(out, np.where(counts[..., np.newaxis], shares, fill), rtol=1e-5, atol=1e-7, equal_nan=True)

@@ -154,7 +154,12 @@ def draw_roofline(options: argparse.Namespace, machine: Machine, results: Sequen
             # The lowest line may lie closely below the next one: its name is on the other side.
             lowest = level.read == min(level.read for level in machine.levels)
             offset, side = ((16, 0), "top") if lowest else ((4, 14), "baseline")
-            along = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True, "color": "0.4"}
+            along: dict[str, Any] = {
+                "rotation": 45,
+                "rotation_mode": "anchor",
+                "transform_rotates_text": True,
+                "color": "0.4",
+            }
             text = f"{level.name}, {level.read:.0f} GB/s"
             notes.append(axes.annotate(text, (start, level.read * start), offset, **_NOTE, **along, va=side))
     marker, colour = STYLES[options.precisions[0]]

@@ -1,4 +1,4 @@
-/* The heads of classifiers, for a block of logits in cache, [class][pixel]: the best classes, or their softmax.
+/* The heads of classifiers, for a block of logits in cache, [class][pixel]: the best classes, or probabilities.
 
    Rows have room for whole vectors, so no loop treats an edge. */
 
@@ -39,24 +39,79 @@ static void best(const head_t *h) {
     }
 }
 
-/* exp(v - largest) / sum of these, in place. */
-static void softmax(const head_t *h) {
+/* labels[class][pixel]: 1 where the logit of the class is above 0, else 0. */
+static void indicate(const head_t *h) {
+    for (ptrdiff_t class = 0; class < h->classes; class ++) {
+        for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
+            const ptrdiff_t at = class * h->pitch + pixel;
+            const ivec above = (load(h->logits + at) > splat(0.0f)) & 1;
+            memcpy(h->labels + at, &above, sizeof above);
+        }
+    }
+}
+
+INLINE vec logit_of(const head_t *h, ptrdiff_t class, ptrdiff_t pixel) {
+    /* The only logit of a binary classifier speaks for class 1, its negative for class 0. */
+    if (h->link == LINK_MODIFIED_HUBER && h->binary && class == 0) return -load(h->logits + h->pitch + pixel);
+    return load(h->logits + class * h->pitch + pixel);
+}
+
+/* min(v, 0), and not -infinity, since infinities have no difference. */
+INLINE vec below_zero(vec v) {
+    return larger(splat(-FLT_MAX), smaller(splat(0.0f), v));
+}
+
+/* e^v for v <= 0; as good as 0 from -120 on. */
+INLINE vec power_below_zero(vec v) {
+    const exp_parts e = exp_split(larger(splat(-120.0f), v));
+    return scale_by_power(e.mantissa, e.n);
+}
+
+/* Probabilities in place: what `share` computes of each logit, divided by the sum over all classes of the pixel. The
+   logarithm of what all shares may have in common, `common`, is subtracted first, so that the sum does not underflow.
+ */
+INLINE void normalise(const head_t *h, int link) {
     for (ptrdiff_t pixel = 0; pixel < h->pixels; pixel += LANES) {
-        vec largest = load(h->logits + pixel), sum = splat(0.0f);
-        for (ptrdiff_t class = 1; class < h->classes; class ++) {
-            largest = larger(largest, load(h->logits + class * h->pitch + pixel));
+        vec common = splat(-INFINITY), sum = splat(0.0f);
+        for (ptrdiff_t class = 0; class < h->classes && link != LINK_MODIFIED_HUBER; class ++) {
+            const vec v = logit_of(h, class, pixel);
+            common = larger(common, link == LINK_SOFTMAX ? v : below_zero(v));
+        }
+        for (ptrdiff_t class = 0; class < h->classes; class ++) {
+            const vec v = logit_of(h, class, pixel);
+            vec share;
+            if (link == LINK_SOFTMAX) {
+                share = power_below_zero(v - common);
+            } else if (link == LINK_ONE_VS_REST) { /* the logistic function, e^min(v, 0) / (1 + e^-|v|) */
+                share = power_below_zero(below_zero(v) - common) / (splat(1.0f) + power_below_zero(-magnitude(v)));
+            } else {
+                share = clip(v, splat(-1.0f), splat(1.0f)) + splat(1.0f);
+            }
+            sum += share;
+            store(h->logits + class * h->pitch + pixel, share);
         }
         for (ptrdiff_t class = 0; class < h->classes; class ++) {
             float *at = h->logits + class * h->pitch + pixel;
-            const exp_parts e = exp_split(larger(splat(-120.0f), load(at) - largest));
-            const vec power = scale_by_power(e.mantissa, e.n);
-            sum += power;
-            store(at, power);
+            vec probability = load(at) / sum;
+            if (link == LINK_MODIFIED_HUBER) { /* all shares may be 0: then all classes are as probable */
+                probability = pick(sum == splat(0.0f), splat(1.0f / (float)h->classes), probability);
+            }
+            store(at, probability);
         }
-        for (ptrdiff_t class = 0; class < h->classes; class ++) {
-            float *at = h->logits + class * h->pitch + pixel;
-            store(at, load(at) / sum);
-        }
+    }
+}
+
+/* Probabilities of a block of logits, in place. */
+static void probabilities(const head_t *h) {
+    const activation_t logistic = {.code = ACT_SIGMOID};
+    switch (h->link) {
+        case LINK_SOFTMAX: normalise(h, LINK_SOFTMAX); break;
+        case LINK_ONE_VS_REST: normalise(h, LINK_ONE_VS_REST); break;
+        case LINK_MODIFIED_HUBER: normalise(h, LINK_MODIFIED_HUBER); break;
+        default: /* independent classes */
+            for (ptrdiff_t class = 0; class < h->classes; class ++) {
+                activate(logistic, h->logits + class * h->pitch, (h->pixels + LANES - 1) / LANES);
+            }
     }
 }
 

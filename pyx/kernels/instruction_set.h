@@ -39,7 +39,8 @@
         .stream_mr = STREAM_MR,                                                 \
         .epilogue = epilogue,                                                   \
         .best = best,                                                           \
-        .softmax = softmax,                                                     \
+        .indicate = indicate,                                                   \
+        .probabilities = probabilities,                                         \
         .best_resized = best_resized,                                           \
         .discount_nan = discount_nan,                                           \
         .fill_uncounted = fill_uncounted,                                       \

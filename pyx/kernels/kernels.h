@@ -159,11 +159,15 @@ typedef struct {
     activation_t activation;
 } epilogue_t;
 
+/* How logits become probabilities. */
+enum { LINK_SOFTMAX, LINK_ONE_VS_REST, LINK_MODIFIED_HUBER, LINK_MULTILABEL };
+
 /* A block of logits for a classifier's head; see head.h. */
 typedef struct {
     float *logits;                    /* [class][pixel] */
     ptrdiff_t pitch, classes, pixels; /* pitch: floats from row to row, of labels and values too */
-    ptrdiff_t k;                      /* best classes wanted */
+    ptrdiff_t k;                      /* labels of a pixel */
+    int link, binary;                 /* binary: the rows are 0 and the only logit */
     int32_t *labels;
     float *values;
     uint32_t *counts; /* per pixel: 0 if the pixel does not count, else all ones */
@@ -213,7 +217,8 @@ typedef struct {
     int stream_mr;
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);
-    void (*softmax)(const head_t *);
+    void (*indicate)(const head_t *);
+    void (*probabilities)(const head_t *);
     void (*best_resized)(const resize_t *);
     void (*discount_nan)(const head_t *);   /* pixels with a NaN logit do not count */
     void (*fill_uncounted)(const head_t *); /* in labels and values if there are labels, else in logits */

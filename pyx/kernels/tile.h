@@ -7,6 +7,7 @@
    The order of summation is fixed here and nowhere else. Float32: blocks of SUM_BLOCK channels, each one chain of FMAs
    from +0 in channel order; block sums are added in ascending order. Bfloat16, whose own error is larger: one chain.
    Edges do not change the order: tiles are always whole, and what lies beyond an edge is not stored. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
