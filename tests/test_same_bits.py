@@ -212,6 +212,41 @@ def test_where_a_pixel_lies(fma_isa, layout):
         assert_same_bits(run(everything, stride=(rows, columns)), expected[..., ::rows, ::columns])
 
 
+LINKS = pytest.mark.parametrize("link", ["softmax", "one_vs_rest", "modified_huber", "multilabel"])
+
+
+def classified(rows, link, layout, x, threads=None):
+    """Probabilities and labels, in NCHW, of a map in NCHW, whose logits lie far from 0 and include NaN and infinities."""
+    rng = np.random.default_rng([5, rows])
+    weight = 40 * rng.standard_normal((rows, x.shape[1]), np.float32)
+    layer = pwconv.PointwiseConv(weight, rng.standard_normal(rows, np.float32), layout=layout)
+    clf = pwconv.PixelClassifier.from_chain(layer, link=link)
+    x = relaid(x, layout)
+    labels = clf.predict(x, num_threads=threads)
+    if labels.ndim < x.ndim:
+        labels = np.expand_dims(labels, layout.index("C"))
+    return [canonical(result, layout) for result in (clf.predict_proba(x, num_threads=threads), labels)]
+
+
+@LINKS
+@pytest.mark.parametrize("rows", [1, 5])
+def test_probabilities(fma_isa, link, rows):
+    x = problem(12, rows, (67, 61)).x
+    expected = classified(rows, link, "NCHW", x, threads=1)
+    for layout, threads in itertools.product(["NCHW", "NHWC", "NHCW"], [1, 2, 5]):
+        for result, whole in zip(classified(rows, link, layout, x, threads), expected, strict=True):
+            assert_same_bits(result, whole)
+    for result, whole in zip(classified(rows, link, "NCHW", x[:, :, 5:6, ::2]), expected, strict=True):
+        assert_same_bits(result, whole[..., 5:6, ::2])
+
+
+@LINKS
+@pytest.mark.parametrize("rows", [1, 5])
+def test_instruction_sets_classify_alike(check_instruction_sets, link, rows):
+    x = problem(12, rows, (67, 61)).x
+    check_instruction_sets(lambda: classified(rows, link, "NCHW", x)[0])
+
+
 @pytest.mark.parametrize("kind", oracle.placements((1, 1, 1, 1), 1))
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_views_alignment_and_out(fma_isa, layout, kind):
