@@ -216,7 +216,7 @@ LINKS = pytest.mark.parametrize("link", ["softmax", "one_vs_rest", "modified_hub
 
 
 def classified(rows, link, layout, x, threads=None):
-    """Probabilities and labels, in NCHW, of a map in NCHW, whose logits lie far from 0 and include NaN and infinities."""
+    """Probabilities and labels, in NCHW, of a map; logits lie far from 0 and include NaN and infinities."""
     rng = np.random.default_rng([5, rows])
     weight = 40 * rng.standard_normal((rows, x.shape[1]), np.float32)
     layer = pwconv.PointwiseConv(weight, rng.standard_normal(rows, np.float32), layout=layout)
