@@ -72,7 +72,7 @@ def measure(name: str, bands: int, layout: str, by_pwconv: bool) -> tuple[float,
     scene = scene_of(bands, layout)
     model = MODELS[name](bands)
     samples = np.moveaxis(scene, layout.index("C"), -1).reshape(-1, bands)[:: SIDE * SIDE // FITTED].astype(np.float64)
-    hidden = samples @ np.random.default_rng(1).standard_normal((bands, 10))
+    hidden = (samples - samples.mean(axis=0)) @ np.random.default_rng(1).standard_normal((bands, 10))
     regression = isinstance(model, Ridge)
     model.fit(samples, hidden[:, :3] if regression else hidden.argmax(axis=1))
     converted = pwconv.from_sklearn(model, layout=layout)

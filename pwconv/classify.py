@@ -240,12 +240,13 @@ class PixelClassifier(Immutable):
             self.all_layers, self.link, self.classes, x, size, mask, fill, out, num_threads
         )
         axis = call.out_layout.index("C")
+        dtype, names = _index_dtype(names)
         if self.link == "multilabel":
             labels = np.empty(call.out_shape, np.int32) if labels is None else labels
             runtime.engine.indicate(self.all_layers, call.x, labels, call.mask, call.fill, call.num_threads)
             return labels if out is None else out
         if labels is None:
-            labels = np.empty(arguments.without(axis, call.out_shape), np.int32)
+            labels = np.empty(arguments.without(axis, call.out_shape), dtype)
         index: Any = call.fill
         receiver = np.expand_dims(labels, axis)
         if size is None:
@@ -274,8 +275,9 @@ class PixelClassifier(Immutable):
         call, labels, logits, names = arguments.check_top_k(
             self.all_layers, self.classes, x, k, mask, fill, out, num_threads
         )
+        dtype, names = _index_dtype(names)
         if labels is None or logits is None:
-            labels, logits = np.empty(call.out_shape, np.int32), np.empty(call.out_shape, np.float32)
+            labels, logits = np.empty(call.out_shape, dtype), np.empty(call.out_shape, np.float32)
         places = call.out_shape[call.out_layout.index("C")]
         index: Any = call.fill
         runtime.engine.classify(self.all_layers, call.x, labels, logits, places, call.mask, index, call.num_threads)
@@ -322,9 +324,22 @@ class PixelClassifier(Immutable):
         return type(self)._of, (self.layers, self.classes, self.link)
 
 
+def _index_dtype(names: NDArray[Any] | None) -> tuple[Any, NDArray[Any] | None]:
+    """Return the dtype of indices for classes with these names, and the names unless they are the indices.
+
+    Names of integers from 0 on, as many estimators have, need no lookup: the engine writes their dtype. For others the
+    indices have the dtype in which NumPy looks up fastest.
+    """
+    if names is None:
+        return np.int32, None
+    if names.dtype.kind in "iu" and names.dtype.isnative and np.array_equal(names, np.arange(len(names))):
+        return names.dtype, None
+    return np.intp, names
+
+
 def _named(indices: NDArray[Any], names: NDArray[Any] | None) -> NDArray[Any]:
-    """Return class names in place of indices; the indices themselves if classes have no names."""
-    return indices if names is None else names[indices]
+    """Return class names in place of indices; the indices themselves if `names` is None."""
+    return indices if names is None else names.take(indices)
 
 
 def _with_two_rows(layer: PointwiseConv) -> PointwiseConv:
