@@ -6,6 +6,9 @@ cdef void store_labels(char* at, Py_ssize_t step, Py_ssize_t item, const int32_t
     cdef int16_t half
     cdef int8_t byte
     cdef Py_ssize_t i
+    if item == 4 and step == 4:
+        memcpy(at, labels, n * sizeof(int32_t))
+        return
     for i in range(n):
         if item == 1:
             byte = <int8_t> labels[i]
@@ -20,22 +23,50 @@ cdef void store_labels(char* at, Py_ssize_t step, Py_ssize_t item, const int32_t
             memcpy(at + i * step, &wide, 8)
 
 
-cdef bint count_pixels(const Program* program, const Block* block, uint32_t* counts) noexcept nogil:
-    """Sets which pixels of a block count; False if none does."""
-    cdef const FeatureMap* mask = &program.head.mask
-    cdef Py_ssize_t done = 0, n, i
-    cdef uint32_t any = 0
-    cdef Run run
-    if mask.data == NULL:
+cdef enum:
+    COUNTED_TOGETHER = 128  # pixels that are computed if one of them counts
+
+
+cdef bint count_pixels(const Program* program, Block* block, uint32_t* counts) noexcept nogil:
+    """Sets which pixels of a block count; False if none does.
+
+    Cuts the block off where pixels that count begin or end, so that few are computed that do not. Resized labels need
+    whole lines.
+    """
+    cdef Py_ssize_t done = 0, n
+    cdef bint whole = program.head.code == HEAD_RESIZED, any = False, here
+    if program.head.mask.data == NULL:
         memset(counts, 0xff, block.pixels * sizeof(uint32_t))
         return True
     while done < block.pixels:
-        run = run_from(mask, block.first + done)
-        n = min(run.count, block.pixels - done)
-        run.at += block.span * mask.span_step
-        for i in range(n):
-            counts[done + i] = 0 - <uint32_t> (run.at[i * run.step] != 0)
-            any |= counts[done + i]
+        n = min(<Py_ssize_t> COUNTED_TOGETHER, block.pixels - done)
+        here = read_mask(&program.head.mask, block.span, block.first + done, n, counts + done)
+        if done and here != any and not whole:
+            block.pixels = done
+            break
+        any = any or here
+        done += n
+    return any
+
+
+cdef bint read_mask(const FeatureMap* mask, Py_ssize_t span, Py_ssize_t first, Py_ssize_t pixels,
+                    uint32_t* counts) noexcept nogil:
+    """Sets all bits of the counts of pixels whose mask is not 0; False if there is none."""
+    cdef Py_ssize_t done = 0, n, i
+    cdef uint32_t any = 0
+    cdef Run run
+    while done < pixels:
+        run = run_from(mask, first + done)
+        n = min(run.count, pixels - done)
+        run.at += span * mask.span_step
+        if run.step == 1:  # apart, since the compiler makes vectors of adjacent elements
+            for i in range(n):
+                counts[done + i] = 0 - <uint32_t> (run.at[i] != 0)
+                any |= counts[done + i]
+        else:
+            for i in range(n):
+                counts[done + i] = 0 - <uint32_t> (run.at[i * run.step] != 0)
+                any |= counts[done + i]
         done += n
     return any != 0
 

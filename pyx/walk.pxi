@@ -205,31 +205,15 @@ cdef void run_step(const Step* step, Block* block, Py_ssize_t part) noexcept nog
             return
 
 
-cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexcept nogil:
-    """Loops 5 and 4: one block of pixels through all steps, or one part of the only step's out channels."""
+cdef void run_block(const Program* program, Block* block, Py_ssize_t first_part, bint any_counts,
+                    char* memory) noexcept nogil:
+    """Loop 4: one block of pixels through all steps, or one part of the only step's out channels."""
     cdef const Schedule* schedule = &program.schedule
-    cdef Py_ssize_t first_part = task % schedule.out_parts, end_part, part, pixel_block
+    cdef Py_ssize_t end_part, part
     cdef const Step* step
     cdef FeatureMap written[2]     # this thread's scratch maps; alternately, since a step reads the one before
-    cdef bint any_counts = True
-    cdef Block block
     cdef int i
-    task //= schedule.out_parts
-    pixel_block = task % schedule.pixel_blocks
-    block.span = task // schedule.pixel_blocks
-    block.first = pixel_block * schedule.pixel_block
-    if program.head.code == HEAD_RESIZED:
-        block.first = pixel_block * program.head.resize.band * program.head.resize.width
-    block.pixels = min(schedule.pixel_block, program.pixels - block.first)
-    block.strips = <Strip*> (memory + program.strips_at)
-    block.panels = <float*> (memory + program.panels_at)
-    block.partial = <float*> (memory + program.partial_at)
-    block.residual = <float*> (memory + program.residual_at)
-    block.special_pixels = <uint32_t*> (memory + program.special_at)
-    block.split = <SplitScratch*> (memory + program.split_at)
     block.y = NULL
-    if program.head.code != HEAD_NONE:
-        any_counts = count_pixels(program, &block, <uint32_t*> (memory + program.counts_at))
     for i in range(program.count):
         step = &program.steps[i]
         block.x = step.x if step.x_parts else block.y
@@ -243,8 +227,35 @@ cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexce
         if schedule.out_parts == 1:
             end_part = step.groups * step.plan.out_blocks if step.outs and any_counts else 0
         for part in range(first_part, end_part):
-            run_step(step, &block, part)
+            run_step(step, block, part)
     if program.head.code == HEAD_RESIZED:
-        run_resized_head(program, &block, any_counts, memory)
+        run_resized_head(program, block, any_counts, memory)
     elif program.head.code != HEAD_NONE:
-        run_head(program, &block, any_counts, memory)
+        run_head(program, block, any_counts, memory)
+
+
+cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexcept nogil:
+    """Loop 5: one block of pixels, cut where whole runs of its pixels do not count."""
+    cdef const Schedule* schedule = &program.schedule
+    cdef Py_ssize_t first_part = task % schedule.out_parts, pixel_block, end
+    cdef bint any_counts = True
+    cdef Block block
+    task //= schedule.out_parts
+    pixel_block = task % schedule.pixel_blocks
+    block.span = task // schedule.pixel_blocks
+    block.first = pixel_block * schedule.pixel_block
+    if program.head.code == HEAD_RESIZED:
+        block.first = pixel_block * program.head.resize.band * program.head.resize.width
+    end = min(block.first + schedule.pixel_block, program.pixels)
+    block.strips = <Strip*> (memory + program.strips_at)
+    block.panels = <float*> (memory + program.panels_at)
+    block.partial = <float*> (memory + program.partial_at)
+    block.residual = <float*> (memory + program.residual_at)
+    block.special_pixels = <uint32_t*> (memory + program.special_at)
+    block.split = <SplitScratch*> (memory + program.split_at)
+    while block.first < end:
+        block.pixels = end - block.first
+        if program.head.code != HEAD_NONE:
+            any_counts = count_pixels(program, &block, <uint32_t*> (memory + program.counts_at))
+        run_block(program, &block, first_part, any_counts, memory)
+        block.first += block.pixels

@@ -173,6 +173,25 @@ def test_names(backend, classes, fill, dtype):
     assert clf.predict(x, fill=fill).dtype == dtype
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("layout", ["CHW", "HWC", "HCW"])
+def test_stretches_of_pixels_that_do_not_count(isa, layout, rows, num_threads):
+    """Stretches from single pixels to many blocks, and every way for a block to begin and end, leave the bits alone."""
+    rng = np.random.default_rng(rows)
+    lengths = np.concatenate([rng.integers(1, 9, 40), rng.integers(100, 1500, 40), [4000, 20000]])
+    rng.shuffle(lengths)
+    mask = np.resize(np.repeat(np.arange(len(lengths)) % 2 == 0, lengths), (301, 257))
+    x = np.moveaxis(normal(5, 301, 257, 7), -1, layout.index("C"))
+    x = np.ascontiguousarray(x)
+    first = PointwiseConv(normal(6, 24, 7), layout=layout, activation="relu")
+    clf = PixelClassifier.from_chain(PointwiseChain([first, PointwiseConv(normal(1, rows, 24), layout=layout)]))
+    axis, options = layout.index("C"), {"mask": mask, "fill": -1, "num_threads": num_threads}
+    assert np.array_equal(clf.predict(x, **options), np.where(mask, clf.predict(x), -1))
+    for method in (clf.decision_function, clf.predict_proba):
+        assert oracle.same_bits(method(x, **options), filled(method(x), mask, axis, np.float32(-1)))
+
+
 @backends
 @pytest.mark.parametrize("fill", [np.nan, -1.0])
 @pytest.mark.parametrize("link", ["softmax", "one_vs_rest", "modified_huber", "multilabel"])
