@@ -11,6 +11,7 @@ from pwconv.reduce import ChannelReducer
 from pwconv.runtime import config, get_num_threads, set_num_threads, show_config
 from pwconv.several import PointwiseBranches, PointwiseChain
 from pwconv.training import pointwise_conv_backward
+from pwconv.tuning import forget_plans, load_plans, save_plans, tune
 from pwconv.verification import verify
 from pwconv.version import __version__
 
@@ -26,12 +27,16 @@ __all__ = [
     "conv_cost",
     "factorize",
     "factorize_kernel",
+    "forget_plans",
     "from_sklearn",
     "get_num_threads",
+    "load_plans",
     "pointwise_conv",
     "pointwise_conv_backward",
     "reference",
+    "save_plans",
     "set_num_threads",
     "show_config",
+    "tune",
     "verify",
 ]

@@ -270,12 +270,25 @@ def _platform_name() -> str:
 
 def _cpu_name() -> str:
     """Return the CPU's model name where the system tells it, else the architecture."""
+    name = _cpu_facts().get("model name")
+    return name or os.environ.get("PROCESSOR_IDENTIFIER", _machine())  # a variable that Windows sets
+
+
+def cpu_model() -> str:
+    """Return what tells CPUs apart for which plans differ: in virtual machines, names are often those of a family."""
+    facts = _cpu_facts()
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model", "CPU part") if name in facts]
+    return ", ".join([_cpu_name(), *numbers])
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Return what Linux tells of the first CPU, by name."""
     try:
-        lines = _read("/proc/cpuinfo").splitlines()
+        first, _, _ = _read("/proc/cpuinfo").partition("\n\n")
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, os.environ.get("PROCESSOR_IDENTIFIER", _machine()))  # a variable that Windows sets
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _machine() -> str:

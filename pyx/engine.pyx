@@ -28,6 +28,7 @@ cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
     # Returns -1 with an exception set, and does not raise it.
     int PyObject_GetBuffer(object exporter, Py_buffer* view, int flags)
+    unsigned long PyThread_get_thread_ident()
 
 
 # The parts are included into this one module, and not compiled as modules of their own, so that the compiler inlines
@@ -38,6 +39,7 @@ include "feature_map.pxi"
 include "plan.pxi"
 include "cost_model.pxi"
 include "schedule.pxi"
+include "choices.pxi"
 
 # Running: walks a plan without the GIL and without any choice.
 include "program.pxi"

@@ -165,10 +165,9 @@ cdef const kernel_set_t* kernels_for(const Problem* problem) noexcept nogil:
     return kernels
 
 
-cdef Plan choose_plan(const Problem* problem) noexcept nogil:
-    """The cheapest of: which operand holds the pixels, NR, pixels read in place or packed."""
-    cdef Plan best, plan
-    cdef int pixels_in_b, packed, vectors
+cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
+    """What all plans of a problem begin with: instruction set, kernels, blocks of K, prefetch distance."""
+    cdef Plan plan
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> problem.isa)
     plan.kernels = kernels_for(problem)
@@ -178,30 +177,43 @@ cdef Plan choose_plan(const Problem* problem) noexcept nogil:
     plan.prefetch_distance = 1
     if 2.0 * problem.spans * problem.groups * problem.pixels * problem.k * sizeof(float) > cache_bytes[3]:
         plan.prefetch_distance = 2
-    if is_streamed(problem, plan.kernels):
+    return plan
+
+
+cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint packed, int vectors) noexcept nogil:
+    """Sets which operand holds the pixels, whether they are packed, and the tiles; False if there is no such plan."""
+    if plan.kernels.mr[vectors] == 0:
+        return False
+    plan.pixels_in_b = pixels_in_b
+    plan.vectors = vectors
+    plan.packed = packed
+    plan.rowwise = (not pixels_in_b and problem.x_channel_step == 1
+                    and plan.kernels.micro_kernel[1][vectors][1] != NULL)
+    if not packed and (plan.kernels.terms or problem.transformed or problem.in_parts
+                       or not (plan.rowwise or problem.x_step == 1)):
+        return False
+    if pixels_in_b:
+        plan.out_tiling = a_tiling(problem.outs, plan.kernels.mr[vectors])
+    else:
+        plan.out_tiling = b_tiling(problem.outs, vectors * plan.kernels.lanes)
+    return True
+
+
+cdef Plan choose_plan(const Problem* problem) noexcept nogil:
+    """The cheapest of: which operand holds the pixels, NR, pixels read in place or packed."""
+    cdef Plan plan = unfinished_plan(problem), best
+    cdef int pixels_in_b, packed, vectors
+    if may_be_streamed(problem, plan.kernels) and is_better_streamed(problem):
         return streamed_plan(problem, &plan)
     plan.cycles = -1.0
     best = plan
     for pixels_in_b in range(2):
         for vectors in range(1, MAX_VECTORS + 1):
-            if plan.kernels.mr[vectors] == 0:
-                continue
             for packed in range(2):
-                plan.pixels_in_b = pixels_in_b
-                plan.vectors = vectors
-                plan.packed = packed
-                plan.rowwise = (not pixels_in_b and problem.x_channel_step == 1
-                                and plan.kernels.micro_kernel[1][vectors][1] != NULL)
-                if not packed and (plan.kernels.terms or problem.transformed or problem.in_parts
-                                   or not (plan.rowwise or problem.x_step == 1)):
-                    continue
-                if pixels_in_b:
-                    plan.out_tiling = a_tiling(problem.outs, plan.kernels.mr[vectors])
-                else:
-                    plan.out_tiling = b_tiling(problem.outs, vectors * plan.kernels.lanes)
-                plan.cycles = expected_cycles(problem, &plan)
-                if best.cycles < 0 or plan.cycles < best.cycles:
-                    best = plan
+                if set_tiles(problem, &plan, pixels_in_b, packed, vectors):
+                    plan.cycles = expected_cycles(problem, &plan)
+                    if best.cycles < 0 or plan.cycles < best.cycles:
+                        best = plan
     return best
 
 
@@ -218,17 +230,19 @@ cdef struct PlanSlot:
 cdef PlanSlot plan_slots[PLAN_SLOTS]
 
 
-cdef const PlanSlot* plan_for(const Problem* problem) noexcept:
+cdef const PlanSlot* plan_for(const Problem* problem) except NULL:
     cdef const Py_ssize_t* words = <const Py_ssize_t*> problem
     cdef uint64_t mixed = 0
+    cdef PlanSlot made
     cdef size_t i
     for i in range(sizeof(Problem) // sizeof(Py_ssize_t)):
         mixed = (mixed ^ <uint64_t> words[i]) * 0x9E3779B97F4A7C15ULL
         mixed ^= mixed >> 29
     cdef PlanSlot* slot = &plan_slots[mixed % PLAN_SLOTS]
     if not slot.used or memcmp(&slot.problem, problem, sizeof(Problem)) != 0:
-        slot.problem = problem[0]
-        slot.plan = choose_plan(problem)
-        slot.schedule = choose_schedule(problem, &slot.plan)
-        slot.used = True
+        # Made before the slot is touched: collecting garbage may run calls that use the same slot.
+        make_plan(problem, &made)
+        made.problem = problem[0]
+        made.used = True
+        slot[0] = made
     return slot

@@ -284,10 +284,17 @@ cdef class Pass:
         cdef double cycles = 0.0
         cdef const FeatureMap* x = NULL
         cdef Step* step
-        cdef list kept = []
+        cdef list packed = []
         cdef int i, wanted = free_threads(self.threads)
         cdef Resize* size = &program.head.resize
-        schedule.pixel_block = block_for_steps(program, wanted)
+        cdef Py_ssize_t block
+        cdef double threads
+        cdef tuple key = None, kept = None
+        if kept_choices or watched is not None:
+            key = self.key(wanted)
+            kept = kept_choices.get(key)
+        block = block_for_steps(program, wanted) if kept is None else largest_block(program, kept[0])
+        schedule.pixel_block = block
         schedule.pixel_blocks = ceil_div(program.pixels, schedule.pixel_block)
         if program.head.code == HEAD_RESIZED:
             # Bands of lines; the line behind each band is computed twice, so bands have at least 8 lines.
@@ -302,29 +309,52 @@ cdef class Pass:
                 plan_step(step, step.x if step.x_parts else x, schedule.spans, program.pixels, 0, 1, &alone)
                 step.plan.out_blocks = out_blocks_for(step.k, step.outs, &step.plan, schedule.pixel_block)
                 cycles += step.plan.cycles
-                kept.append(use_layer(step, self.layers[i]))
+                packed.append(use_layer(step, self.layers[i]))
             x = &step.y
         schedule.out_parts = 1
         schedule.tasks = schedule.spans * schedule.pixel_blocks
-        schedule.threads = <int> max(1, min(min(<double> wanted, cycles / cycles_per_thread()), schedule.tasks))
+        threads = min(<double> wanted, cycles / cycles_per_thread() if kept is None else <double> kept[1])
+        schedule.threads = <int> max(1.0, min(threads, <double> schedule.tasks))
+        if watched is not None:
+            note_choice(key, (block, schedule.threads))
         schedule.threads = pwconv_startable(schedule.threads, forked)
         lay_out(program)
-        return kept
+        return packed
+
+    cdef tuple key(self, int threads):
+        """What the choice of blocks and threads depends on; see choices.pxi."""
+        cdef Program* program = &self.program
+        return (active_isa, threads, program.schedule.spans, program.pixels, program.head.code, <int> self.branched,
+                tuple([(program.steps[i].k, program.steps[i].outs, program.steps[i].groups)
+                       for i in range(program.count)]))
+
+
+cdef Py_ssize_t largest_block(const Program* program, Py_ssize_t pixels) noexcept:
+    """So many pixels, or fewer where the maps between the steps would take too much memory."""
+    return max(<Py_ssize_t> 1, min(pixels, min(program.pixels, MAX_BLOCK_FLOATS // floats_between(program))))
+
+
+cdef Py_ssize_t floats_between(const Program* program) noexcept:
+    """Floats of one pixel in all maps between the steps; at least 1."""
+    cdef Py_ssize_t floats = 0
+    cdef int i
+    for i in range(program.count):
+        if program.steps[i].y_is_scratch:
+            floats += program.steps[i].groups * program.steps[i].outs
+    return max(<Py_ssize_t> 1, floats)
 
 
 cdef Py_ssize_t block_for_steps(const Program* program, int threads) noexcept:
     """Pixels in a block whose maps between the steps, and the panels beside them, stay in the second-level cache."""
-    cdef Py_ssize_t floats = 0, packed = 0, blocks, block, i
+    cdef Py_ssize_t packed = 0, blocks, block, i
     for i in range(program.count):
-        if program.steps[i].y_is_scratch:
-            floats += program.steps[i].groups * program.steps[i].outs
         packed = max(packed, min(program.steps[i].k, 2 * SUM_BLOCK))
-    block = max(MIN_BLOCK_OF_STEPS, 2 * cache_share() // max(1, floats + packed))
+    block = max(MIN_BLOCK_OF_STEPS, 2 * cache_share() // (floats_between(program) + packed))
     blocks = ceil_div(program.pixels, block)
     if blocks < 4 * threads:
         blocks = ceil_div(blocks, threads) * threads
     block = ceil_div(program.pixels, blocks)
-    return ceil_div(block, 16) * 16 if block >= MIN_BLOCK_OF_STEPS else block
+    return min(ceil_div(block, 16) * 16, program.pixels) if block >= MIN_BLOCK_OF_STEPS else block
 
 
 cdef bint is_mask(const Py_buffer* mask, const Py_buffer* x, const Axes* axes) noexcept:

@@ -27,11 +27,12 @@ cdef void describe_step(Step* step, EngineSpec spec, Layer layer, const Weights*
     step.residual.data = NULL
 
 
-cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, Py_ssize_t weights_step,
-                    int threads, Schedule* schedule) noexcept:
+cdef int plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t pixels, Py_ssize_t weights_step,
+                   int threads, Schedule* schedule) except -1:
     """Plans a step that reads the map x, and schedules it as if it were the only one."""
     cdef const PlanSlot* slot
     cdef Problem problem
+    cdef Choice choice
     problem.isa = active_isa
     problem.precision = step.precision
     problem.threads = threads
@@ -58,6 +59,10 @@ cdef void plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_
     step.plan = slot.plan
     step.group_stride = packed_floats(&step.plan, step.k)
     schedule[0] = slot.schedule
+    if watched is not None:
+        choice = choice_of(&problem, slot)
+        note_choice(words_of(&problem, sizeof(Problem)), words_of(&choice, sizeof(Choice)))
+    return 0
 
 
 cdef void use_weights(Step* step, const float* packed) noexcept:

@@ -36,12 +36,14 @@ cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
     return plan.chunk + SCRATCH_PAD
 
 
-cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
+cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
+    """Can a layer be streamed? Its sums have one block, and its out channels leave room for a chunk in cache."""
+    return (not kernels.terms and problem.pixels >= STREAM_MIN_PIXELS and 0 < problem.k <= SUM_BLOCK
+            and problem.outs <= STREAM_MAX_OUTS)
+
+
+cdef bint is_better_streamed(const Problem* problem) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
-    if kernels.terms or problem.pixels < STREAM_MIN_PIXELS or not 0 < problem.k <= SUM_BLOCK:
-        return False
-    if problem.outs > STREAM_MAX_OUTS:
-        return False
     if problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
         return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
@@ -50,7 +52,7 @@ cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexc
 
 
 cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogil:
-    """The only plan of a layer that is streamed; expected cycles are those of FMAs and of moving bytes."""
+    """The plan of a layer that is streamed; expected cycles are those of FMAs and of moving bytes."""
     cdef Plan plan = start[0]
     cdef double bytes = 4.0 * problem.pixels * (problem.k + problem.outs)
     plan.streamed = plan.pixels_in_b = plan.packed = True

@@ -520,6 +520,17 @@ def restored_from_damage(data: bytes, load: Callable[[bytearray], Any] = pickle.
         yield (position, bit), restored
 
 
+def damaged_values(content: Any, junk: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield a structure of dicts and lists with one part of it, small or large, replaced by each piece of junk."""
+    yield from junk
+    if isinstance(content, dict | list):
+        for place in content if isinstance(content, dict) else range(len(content)):
+            for part in damaged_values(content[place], junk):
+                damaged = content.copy()
+                damaged[place] = part
+                yield damaged
+
+
 def give_up(unraisable: Any) -> None:
     """Ends the process after an exception that Python could only ignore, such as one in `__del__`."""
     traceback.print_exception(unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback)

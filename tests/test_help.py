@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +16,24 @@ import pwconv
 NAMES = [name for name in pwconv.__all__ if callable(getattr(pwconv, name))]
 # Names whose arguments are not arrays, so that their docstrings need no shapes.
 SHAPELESS = {"Cost", "config", "conv_cost", "get_num_threads", "set_num_threads", "show_config", "verify"}
+SHAPELESS |= {"forget_plans", "load_plans", "save_plans"}
 
 
 @pytest.fixture
-def _threads():
+def _settings(tmp_path, monkeypatch):
+    """Threads and plans as they were, in a folder with the plans of another machine."""
     before = pwconv.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    pwconv.save_plans("plans.json")
+    content = json.loads(Path("plans.json").read_text(encoding="utf-8"))
+    Path("plans.json").write_text(json.dumps(content | {"cpu": "another"}), encoding="utf-8")
     yield
     pwconv.set_num_threads(before)
+    pwconv.forget_plans()
 
 
 @pytest.mark.thread_unsafe(reason="doctest takes the standard output of the whole process")
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("_settings")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_runs(name):
     text = inspect.getdoc(getattr(pwconv, name))

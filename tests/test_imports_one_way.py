@@ -21,6 +21,7 @@ LATE = {
     "pwconv.arguments.dtypes": {"ml_dtypes"},
     "pwconv.runtime": {"platform", "textwrap"},
     "pwconv.reduce": {"concurrent.futures"},
+    "pwconv.tuning": {"json"},
     "pwconv.commands.demo": {"PIL", "skimage"},
     "pwconv.commands.peers": {"onnx", "onnxruntime", "torch", "torch.nn"},
     "pwconv.commands.plots": {"matplotlib.figure", "matplotlib.ticker"},
