@@ -727,9 +727,24 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
     assert first["gflops"]["numpy"] == pytest.approx(STRIDED.flops * 1e-9 / first["seconds"]["numpy matmul"][0])
     assert first["ratios"]["numpy"] == pytest.approx(first["gflops"]["pwconv"] / first["gflops"]["numpy"])
     assert first["shares"]["pwconv"] == pytest.approx(first["gflops"]["pwconv"] / first["limit_gflops"])
-    assert set(saved["geometric_means"]) == {"gflops", "shares", "errors", "ratios", "other_ratios"}
+    assert set(saved["geometric_means"]) == {"gflops", "shares", "errors", "ratios", "other_ratios", "tuned"}
+    assert first["tuned"] is saved["geometric_means"]["tuned"] is None
     assert first["other_ratios"] == saved["geometric_means"]["other_ratios"] == {}
     assert 0 < first["errors"]["pwconv"] < 1e-5
+
+
+def test_the_command_tunes(tmp_path):
+    path = tmp_path / "race.json"
+    done = run_bench("--layers", "1x4x4x16x16,2x5x6x3x4/2", "--peers", "numpy", "--tune", "1", "--json", path)
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith(("layer ", "shape ", "geometric "))]
+    assert table[0].split()[-2:] == ["ratio", "tuned"]
+    assert [len(line.split()) for line in table] == [8, 9, 9, 9]
+    saved = json.loads(path.read_text())
+    gains = [layer["tuned"] for layer in saved["layers"]]
+    assert min(gains) >= 1
+    assert saved["geometric_means"]["tuned"] == pytest.approx(math.sqrt(gains[0] * gains[1]))
+    assert f"pwconv is {saved['geometric_means']['tuned']:.3f} times as fast" in " ".join(done.stdout.split())
 
 
 def test_the_command_races_several_precisions(tmp_path):

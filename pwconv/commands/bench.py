@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pwconv import runtime
@@ -13,8 +14,8 @@ from pwconv.arguments import PRECISIONS
 from pwconv.commands.limits import Machine, measure
 from pwconv.commands.peers import PEERS, Operands
 from pwconv.commands.plots import draw_bars, draw_errors, draw_roofline, roofline_path
-from pwconv.commands.race import Result, compete, elsewhere
-from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record, restore
+from pwconv.commands.race import Result, compete, elsewhere, tuned
+from pwconv.commands.report import Table, conclusion, geometric_means, introduction, mean_gain, record, restore
 from pwconv.commands.workloads import LAYOUTS, NETWORKS, select
 
 
@@ -78,6 +79,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "lost are the first one's. torch-bf16 races beside those that multiply bfloat16, as a peer of medium",
     )
     add("--rounds", type=_positive, default=7, metavar="N", help="whose median counts (default: 7)")
+    add(
+        "--tune",
+        type=_positive,
+        default=0,
+        metavar="SECONDS",
+        help="look so long for a faster plan of each layer, and race it beside the cost model's",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add(
         "--plot",
@@ -161,18 +169,22 @@ def run(options: argparse.Namespace) -> None:
     _progress()
     print("\n\n".join(introduction(options, machine)))
     print()
-    table = Table(options.precisions, options.peers)
+    table = Table(options.precisions, options.peers, options.tune > 0)
     print(table.heading())
     results = []
     for number, workload in enumerate(options.layers, 1):
         _progress(f"{number} of {len(options.layers)}: {workload}")
         operands = Operands(workload, options.layout, options.precisions)
-        results.append(result := compete(operands, options.peers, machine, rounds=options.rounds))
+        result = compete(operands, options.peers, machine, rounds=options.rounds)
+        if options.tune:
+            result = replace(result, tuned=tuned(operands, options.tune))
+        results.append(result)
         _progress()
-        print(table.figures(str(workload), result.gflops, result.shares, result.errors, result.ratio()), flush=True)
+        figures = (result.gflops, result.shares, result.errors, result.ratio(), result.tuned)
+        print(table.figures(str(workload), *figures), flush=True)
     means = geometric_means(results)
-    best = means["ratios"].get("best")
-    print(table.figures("geometric mean", means["gflops"], means["shares"], means["errors"], best))
+    figures = (means["gflops"], means["shares"], means["errors"], means["ratios"].get("best"), mean_gain(results))
+    print(table.figures("geometric mean", *figures))
     print()
     print("\n".join(conclusion(results, means)))
     if options.json:

@@ -17,6 +17,7 @@ from pwconv.arguments import PRECISIONS
 from pwconv.commands.limits import Limit, Machine
 from pwconv.commands.peers import PEERS, Call, Operands, pwconv_ways
 from pwconv.commands.workloads import Workload
+from pwconv.tuning import forget_plans, tune
 
 # The environment of a race --------------------------------------------------------------------------------------------
 
@@ -121,6 +122,9 @@ class Result:
     # By column: the largest error of the fastest way, as a share of the largest value.
     errors: dict[str, float] = field(default_factory=dict)
     precision: str = "highest"  # of the columns "pwconv" and "out="
+    tuned: float | None = (
+        None  # how many times as fast pwconv is with a plan found by trying; None: none was looked for
+    )
 
     @property
     def ways(self) -> dict[str, str]:
@@ -202,6 +206,15 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
     lost = set.intersection(*(result.winners for result in results))
     by_column = {column: errors[column, way] for column, way in results[0].ways.items()}
     return replace(results[0], lost=tuple(sorted(lost)), errors=by_column)
+
+
+def tuned(operands: Operands, seconds: float) -> float:
+    """Return how many times as fast a plan is that was found in this time as the cost model's, and forget it."""
+    call = pwconv_ways(operands)["pwconv"]
+    try:
+        return tune(lambda x: call(), None, seconds=seconds).speedup
+    finally:
+        forget_plans()
 
 
 def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[tuple[str, str], float]:

@@ -55,6 +55,7 @@ class Table(NamedTuple):
 
     precisions: Sequence[str]
     peers: Sequence[str]
+    tuned: bool = False
 
     def own(self) -> list[str]:
         """Return the headings of pwconv's columns."""
@@ -64,7 +65,8 @@ class Table(NamedTuple):
 
     def heading(self) -> str:
         """Return the line of headings."""
-        return self.line("layer", [*self.own(), *(PEERS[name].heading for name in self.peers), "ratio"])
+        peers = (PEERS[name].heading for name in self.peers)
+        return self.line("layer", [*self.own(), *peers, "ratio", *["tuned"] * self.tuned])
 
     def line(self, name: str, cells: Sequence[str]) -> str:
         """Return a line of the table; on a narrow terminal the name is on a line above."""
@@ -79,8 +81,9 @@ class Table(NamedTuple):
         shares: Mapping[str, float],
         errors: Mapping[str, float],
         ratio: float | None,
+        gain: float | None = None,
     ) -> str:
-        """Return the line of a layer; a dash stands for a peer that was left out."""
+        """Return the line of a layer; a dash stands for a peer that was left out, and for what was not tuned."""
 
         def rate(column: str) -> str:
             value = gflops.get(column)
@@ -91,7 +94,8 @@ class Table(NamedTuple):
         else:
             beside = {column: f"{errors.get(column, 0.0):.0e}" for column in ("pwconv", *self.precisions[1:])}
         own = [cell for column, remark in beside.items() for cell in (rate(column), remark)]
-        return self.line(name, [*own, *map(rate, self.peers), "-" if ratio is None else f"{ratio:.2f}x"])
+        ratios = ["-" if times is None else f"{times:.2f}x" for times in (ratio, gain)[: 1 + self.tuned]]
+        return self.line(name, [*own, *map(rate, self.peers), *ratios])
 
 
 def geometric_means(results: Sequence[Result]) -> dict[str, dict[str, float]]:
@@ -112,6 +116,12 @@ def _means(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
         if value is not None:
             columns.setdefault(name, []).append(value)
     return {name: statistics.geometric_mean(values) for name, values in columns.items()}
+
+
+def mean_gain(results: Sequence[Result]) -> float | None:
+    """Return how many times as fast tuned plans are, as a geometric mean; None if nothing was tuned."""
+    gains = [result.tuned for result in results if result.tuned is not None]
+    return statistics.geometric_mean(gains) if gains else None
 
 
 def other_ratios(results: Sequence[Result]) -> dict[str, dict[str, float]]:
@@ -142,6 +152,13 @@ def conclusion(results: Sequence[Result], means: Mapping[str, Mapping[str, float
         paragraphs.append(
             f"Share of the limit, {_shown(column, results)}: geometric mean {mean:.0%}, "
             f"worst {worst.shares[column]:.0%} ({worst.workload}, bound by {worst.limit.bound_by})."
+        )
+    gain = mean_gain(results)
+    if gain is not None:
+        most = max(results, key=lambda result: result.tuned or 1.0)
+        paragraphs.append(
+            f"With plans found by trying, pwconv is {gain:.3f} times as fast as with the cost model's (geometric mean; "
+            f"most: {most.tuned:.2f}, {most.workload})."
         )
     errors = [f"{_shown(name, results)} {error:.1e}" for name, error in means["errors"].items() if name != "out="]
     if errors:
@@ -197,13 +214,14 @@ def record(
                 "errors": result.errors,
                 "ratios": result.ratios,
                 "other_ratios": {name: result.ratios_of(name) for name in result.others},
+                "tuned": result.tuned,
                 "lost": result.lost,
                 "wrong": result.wrong,
                 "seconds": {" ".join(contender).strip(): rounds for contender, rounds in result.seconds.items()},
             }
             for result in results
         ],
-        "geometric_means": {**means, "other_ratios": other_ratios(results)},
+        "geometric_means": {**means, "other_ratios": other_ratios(results), "tuned": mean_gain(results)},
     }
 
 
