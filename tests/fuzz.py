@@ -375,7 +375,7 @@ class Scene:
     def case(self) -> Case:
         often = (self.function, self.making, self.calling)
         seldom = (self.planning, self.chain, self.branches, self.classifier, self.reducer, self.thinning, self.folding)
-        return self.rng.choice((*often, *often, *seldom, self.costs, self.verifying, self.setting))()
+        return self.rng.choice((*often, *often, *seldom, self.costs, self.verifying, self.setting, self.tuning))()
 
     def function(self) -> Case:
         given = self.arrays("x", "weight") | self.options()
@@ -475,6 +475,12 @@ class Scene:
         return Case(
             pwconv.verify, {"target": self.layer(), "x": self.rng.choice((x, junk(self.rng)))} | self.rest("out")
         )
+
+    def tuning(self) -> Case:
+        seconds = self.rng.choice((1e-3, 1e-3, 1e-3, 0, -1.0, math.nan, True, "1", None, 10**400))
+        x = self.rng.choice((strange_view(self.rng, self.map(self.ins)), self.map(self.ins), junk(self.rng)))
+        target = self.rng.choice((self.layer(), self.layer(), self.layer().plan, pwconv.pointwise_conv, junk(self.rng)))
+        return Case(pwconv.tune, {"target": target, "x": x, "seconds": seconds} | self.rest("residual num_threads"))
 
     def setting(self) -> Case:
         return Case(pwconv.set_num_threads, {"n": junk(self.rng)})
