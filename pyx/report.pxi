@@ -1,7 +1,10 @@
 # Plans for people to read.
 
 class PlanReport:
-    """How a layer is computed for one shape. `tasks` are the parts of the work that threads take in turn."""
+    """How a layer is computed for one shape. `tasks` are the parts of the work that threads take in turn.
+
+    `chunk` is 0 where the layer is computed in tiles.
+    """
 
     def __init__(self, **facts):
         self.__dict__.update(facts)
@@ -9,8 +12,10 @@ class PlanReport:
     def __repr__(self):
         b, a = ("pixels", "out channels") if self.pixels_in_b else ("out channels", "pixels")
         source = "packed into panels" if self.packed else "read in place"
-        return (f"{self.isa}: tiles of MR = {self.mr} {a} x NR = {self.nr} {b}, pixels {source}, "
-                f"K in blocks of {self.kc}; {self.tasks} tasks of {self.pixel_block} pixels x "
+        way = f"tiles of MR = {self.mr} {a} x NR = {self.nr} {b}, pixels {source}, K in blocks of {self.kc}"
+        if self.chunk:
+            way = f"streamed in chunks of {self.chunk} pixels"
+        return (f"{self.isa}: {way}; {self.tasks} tasks of {self.pixel_block} pixels x "
                 f"{-(-self.out_channels // self.out_blocks)} out channels on {self.threads} "
                 f"thread{'s' if self.threads > 1 else ''}")
 
@@ -45,7 +50,7 @@ class PlanReport:
         cdef const Tiling* a = &plan.out_tiling if plan.pixels_in_b else &tiling
         return cls(
             isa=plan.kernels.name.decode(), pixels_in_b=bool(plan.pixels_in_b), packed=bool(plan.packed),
-            mr=a.mr + (a.taller > 0), nr=plan.vectors * plan.kernels.lanes, kc=plan.kc,
+            chunk=plan.chunk, mr=a.mr + (a.taller > 0), nr=plan.vectors * plan.kernels.lanes, kc=plan.kc,
             pixels=pixels, pixel_block=schedule.pixel_block, pixel_blocks=schedule.pixel_blocks,
             groups=step.groups, out_channels=step.outs, out_tiles=plan.out_tiling.tiles, out_blocks=plan.out_blocks,
             tasks=schedule.tasks, threads=schedule.threads)
