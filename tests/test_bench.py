@@ -17,10 +17,10 @@ from pwconv.arguments import PRECISIONS
 from pwconv.commands import bench, peers, plots
 from pwconv.commands import race as racing
 from pwconv.commands.limits import Level, Limit, Machine, footprints, measure
-from pwconv.commands.peers import PEERS, Operands, Peer
+from pwconv.commands.peers import PEERS, Operands, Peer, pwconv_ways
 from pwconv.commands.race import Result, compete, race
 from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record, restore
-from pwconv.commands.workloads import LAYOUTS, NETWORKS, SHAPES, Workload, select
+from pwconv.commands.workloads import LAYOUTS, NETWORKS, PICTURES, SHAPES, Workload, select
 
 STRIDED = Workload("a", "b", 2, 5, 6, 3, 4, 2)
 
@@ -222,7 +222,10 @@ def test_a_peer_wins_by_more_than_three_percent(seconds, winners):
 
 
 @pytest.mark.parametrize("workload", [STRIDED, Workload("a", "c", 3, 4, 5, 300, 33), Workload("a", "d", 1, 1, 1, 1, 1)])
-@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in PEERS for layout in PEERS[name].layouts])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [(name, layout) for name in PEERS for layout in PEERS[name].layouts if not PEERS[name].pictures],
+)
 def test_peers_compute_what_pwconv_computes(name, layout, workload):
     obstacle = PEERS[name].obstacle(layout, limited=False)
     if obstacle:
@@ -232,6 +235,29 @@ def test_peers_compute_what_pwconv_computes(name, layout, workload):
     assert outcome.wrong == ()
     assert name in outcome.ratios
     assert list(outcome.shares) == ["pwconv", "out="]
+
+
+@pytest.mark.parametrize("workload", PICTURES[::3], ids=str)
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name in PEERS for layout in PEERS[name].layouts if not PEERS[name].coarse]
+)
+def test_peers_compute_pictures(name, layout, workload):
+    """On a small part of each picture; a peer that cannot compute it has no way to."""
+    peer, workload = PEERS[name], workload._replace(height=9, width=11)
+    obstacle = peer.obstacle(layout, limited=False, pictures=True)
+    if obstacle:
+        pytest.skip(f"{name} {obstacle}")
+    operands = Operands(workload, layout)
+    outcome = compete(operands, [name], MACHINE, rounds=1)
+    assert outcome.wrong == ()
+    float32 = workload.dtype == workload.out_dtype == "float32"
+    few = workload.out_channels <= 4 and workload.in_channels <= 64
+    assert (name in outcome.ratios) == ((float32 or peer.narrow) and (few or not peer.pictures))
+    assert (operands.bias, operands.activation) == (None, None)
+    assert operands.x.dtype == workload.dtype
+    assert pwconv_ways(operands)["pwconv"]().dtype == workload.out_dtype
+    assert workload.bytes_read(layout) == operands.x.nbytes + 4 * (workload.in_channels + 1) * workload.out_channels
+    assert workload.bytes_written == operands.out.nbytes
 
 
 def test_precisions_race_on_the_same_arrays():
@@ -397,7 +423,7 @@ def test_without_options_all_layers_and_peers_race():
     assert options.threads == runtime.get_num_threads()
     assert options.isa == runtime.engine.isa_active()
     assert "numpy" in options.peers
-    assert {*options.peers, *options.without} == {*PEERS} - {"torch-bf16"}
+    assert {*options.peers, *options.without} == {*PEERS} - {"torch-bf16", "opencv"}
     assert options.without["mkl"] == "races in NHWC only"
 
 
@@ -494,7 +520,8 @@ def test_without_the_engine_there_is_no_race(monkeypatch, capsys):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_line_of_the_table_has_its_place(layout):
-    peers = [name for name in PEERS if layout in PEERS[name].layouts and not PEERS[name].coarse]
+    peers = [name for name in PEERS if layout in PEERS[name].layouts]
+    peers = [name for name in peers if not (PEERS[name].coarse or PEERS[name].pictures)]
     rates = dict.fromkeys(["pwconv", "out=", *peers], 12345.6) | {"torch": 9.87, "numpy": 123.4}
     shares = {"pwconv": 1.0, "out=": 0.004}
     text = Table(["highest"], peers).figures("x" * 25, rates, shares, {}, 12.345)
@@ -505,7 +532,7 @@ def test_every_line_of_the_table_has_its_place(layout):
 @pytest.mark.parametrize("precisions", [["highest", "high", "medium"], ["medium", "highest", "high"]])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_several_precisions_have_their_errors_in_the_table(layout, precisions):
-    peers = [name for name in PEERS if layout in PEERS[name].layouts]
+    peers = [name for name in PEERS if layout in PEERS[name].layouts and not PEERS[name].pictures]
     first, *others = precisions
     rates = dict.fromkeys([*others, *peers], 12345.6) | {"pwconv": 123.4, "out=": 1.0}
     errors = {"pwconv": 1.26e-7, "out=": 1.26e-7, others[0]: 2e-3, "numpy": 1.0}

@@ -65,8 +65,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--layers",
         type=_names,
         metavar="LIST",
-        help="parts of their names, like resnet50 or 'c?.reduce', 'shapes' for shapes that are in no network, "
-        "or shapes of your own: NxHxWxCxC_OUT, with /STRIDE if it is not 1 (default: all layers of the networks)",
+        help="parts of their names, like resnet50 or 'c?.reduce', 'pictures' for photographs and rasters, 'shapes' for "
+        "other shapes that are in no network, or shapes of your own: NxHxWxCxC_OUT, with /STRIDE if it is not 1 "
+        "(default: all layers of the networks)",
     )
     add("--isa", choices=supported, default=runtime.engine.isa_active(), help="instruction set, also of the peers")
     add(
@@ -114,10 +115,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options.float32 = [name for name in chosen if kernel_sets[name] == kernel_sets["highest"]]
     options.precisions = [name for name in chosen if name not in options.float32[1:]]
 
-    obstacles = {name: peer.obstacle(options.layout, options.isa != supported[-1]) for name, peer in PEERS.items()}
+    try:
+        options.layers = NETWORKS if options.layers is None else select(options.layers)
+    except ValueError as error:
+        parser.error(f"argument --layers: {error}")
+    pictures = any(workload.plain for workload in options.layers)
+    obstacles = {
+        name: peer.obstacle(options.layout, options.isa != supported[-1], pictures) for name, peer in PEERS.items()
+    }
     all_float32 = {*options.precisions} <= {*options.float32}
     uncalled = [name for name, peer in PEERS.items() if peer.coarse and all_float32]
     obstacles |= dict.fromkeys(uncalled, "races beside a --precision that multiplies bfloat16 here")
+    uncalled += [name for name, peer in PEERS.items() if peer.pictures and not pictures]
     for name in options.peers or ():
         if name not in PEERS:
             parser.error(f"argument --peers: there is no {name!r}, but {', '.join(PEERS)}")
@@ -127,10 +136,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.peers is None:
         options.peers = [name for name in PEERS if not obstacles[name]]
         options.without = {name: obstacle for name, obstacle in obstacles.items() if obstacle and name not in uncalled}
-    try:
-        options.layers = NETWORKS if options.layers is None else select(options.layers)
-    except ValueError as error:
-        parser.error(f"argument --layers: {error}")
     for path in (options.json, options.plot, options.plot_errors):
         if path and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} to write to")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pwconv import runtime
 from pwconv.arguments import Float32Array
@@ -17,7 +18,7 @@ Call = Callable[[], Any]
 
 
 class Operands:
-    """The arrays of a workload: the input, the weights (C_out, C_in), the bias, and a buffer for results.
+    """The arrays of a workload: the input, the weights (C_out, C_in), the bias or None, and a buffer for results.
 
     `precisions` are the precisions of pwconv that race. Ratios and limits refer to the first one.
     """
@@ -25,7 +26,7 @@ class Operands:
     def __init__(self, workload: Workload, layout: str, precisions: Sequence[str] = ("highest",)) -> None:
         self.workload, self.layout, self.precisions = workload, layout, tuple(precisions)
         random = np.random.default_rng(1)
-        self.x, self.weight, self.bias = (
+        self.x, self.weight, bias = (
             random.random(shape, np.float32) - np.float32(0.5)
             for shape in (
                 workload.shape(layout),
@@ -33,7 +34,17 @@ class Operands:
                 (workload.out_channels,),
             )
         )
-        self.out = np.empty(workload.shape(layout, out=True), np.float32)
+        self.bias: Float32Array | None = None if workload.plain else bias
+        if workload.dtype != "float32":
+            self.x = np.rint(250 * (self.x + np.float32(0.5))).astype(workload.dtype)
+        if workload.out_dtype != "float32":  # means, which keep the range
+            self.weight = np.abs(self.weight) / np.abs(self.weight).sum(axis=1, keepdims=True)
+        self.out = np.empty(workload.shape(layout, out=True), workload.out_dtype)
+
+    @property
+    def activation(self) -> str | None:
+        """The activation of the layer."""
+        return None if self.workload.plain else "relu"
 
     def sampled(self) -> Float32Array:
         """Return the view of every stride-th pixel of the input."""
@@ -50,13 +61,20 @@ class Peer(NamedTuple):
     ways: Callable[[Operands], dict[str, Call]]
     follows_isa: bool = True  # an environment variable limits its instruction set
     bare: bool = False  # it computes neither bias nor ReLU, and writes into a given buffer
+    narrow: bool = False  # it takes maps of other types than float32, by itself or after a cast
+    pictures: bool = False  # it races on pictures only
     coarse: bool = False  # it may multiply bfloat16, so it is compared with precision "medium" only
 
-    def obstacle(self, layout: str, limited: bool) -> str | None:
-        """Return why the peer cannot race in this layout; `limited`: with a limit to the instruction set."""
+    def obstacle(self, layout: str, limited: bool, pictures: bool = False) -> str | None:
+        """Return why the peer cannot race in this layout.
+
+        `limited`: with a limit to the instruction set; `pictures`: there are some among the workloads.
+        """
         missing = [package for package in self.packages if not _is_installed(package)]
         if layout not in self.layouts:
             return f"races in {' or '.join(self.layouts)} only"
+        if self.pictures and not pictures:
+            return "races on pictures only"
         if missing:
             return f"is not installed (pip install {' '.join(missing)})"
         if limited and not self.follows_isa:
@@ -80,7 +98,15 @@ def _is_installed(package: str) -> bool:
 def pwconv_ways(o: Operands) -> dict[str, Call]:
     """Return the calls of pwconv: the first precision with a new result and with out=, the others by their names."""
     first, *others = (
-        PointwiseConv(o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", precision=name)
+        PointwiseConv(
+            o.weight,
+            o.bias,
+            stride=o.workload.stride,
+            layout=o.layout,
+            activation=o.activation,
+            out_dtype=o.workload.out_dtype,
+            precision=name,
+        )
         for name in o.precisions
     )
     ways: dict[str, Call] = {"pwconv": partial(first, o.x), "out=": partial(first, o.x, out=o.out)}
@@ -88,19 +114,28 @@ def pwconv_ways(o: Operands) -> dict[str, Call]:
 
 
 def _numpy_ways(o: Operands) -> dict[str, Call]:
-    """Call NumPy: one product per image (NCHW) or one for all pixels (NHWC); bias and ReLU in place."""
+    """Call NumPy: one product per image (NCHW) or one for all pixels (NHWC); bias and ReLU in place.
+
+    Other maps than float32 are cast first; integers of the result are rounded, clipped and cast.
+    """
     first, ins = o.layout == "NCHW", o.workload.in_channels
     x, shape = o.sampled(), (o.workload.images, ins, -1) if first else (-1, ins)
     # Without a stride, the reshaped view is made once. With a stride, each call has to copy the selected pixels.
     ready = x.reshape(shape) if o.workload.stride == 1 else None
-    weight, bias = (o.weight, o.bias[:, np.newaxis]) if first else (np.ascontiguousarray(o.weight.T), o.bias)
+    weight = o.weight if first else np.ascontiguousarray(o.weight.T)
+    bias = o.bias[:, np.newaxis] if first and o.bias is not None else o.bias
+    dtype = np.dtype(o.workload.out_dtype)
 
-    def call() -> Float32Array:
-        flat = x.reshape(shape) if ready is None else ready
+    def call() -> NDArray[Any]:
+        flat = (x.reshape(shape) if ready is None else ready).astype(np.float32, copy=False)
         y = np.matmul(weight, flat) if first else np.matmul(flat, weight)
-        np.add(y, bias, out=y)
-        np.maximum(y, 0, out=y)
-        return y
+        if bias is not None:
+            np.add(y, bias, out=y)
+            np.maximum(y, 0, out=y)
+        if dtype != np.float32:
+            np.rint(y, out=y)
+            np.clip(y, np.iinfo(dtype).min, np.iinfo(dtype).max, out=y)
+        return y.astype(dtype, copy=False)
 
     return {"matmul": call}
 
@@ -113,8 +148,10 @@ def _torch_ways(o: Operands, dtype: str = "float32") -> dict[str, Call]:
     torch.set_num_threads(runtime.get_num_threads())
     # Set once here, since entering inference mode in each call would add a microsecond to it.
     torch.set_grad_enabled(False)
-    conv, linear, relu = functional.conv2d, functional.linear, torch.relu_
-    x, weight, bias = (torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight, o.bias))
+    conv, linear = functional.conv2d, functional.linear
+    relu: Any = torch.relu_ if o.activation else lambda y: y
+    x, weight = (torch.from_numpy(array).to(getattr(torch, dtype)) for array in (o.x, o.weight))
+    bias = None if o.bias is None else torch.from_numpy(o.bias).to(getattr(torch, dtype))
     kernel, stride = weight[:, :, None, None], o.workload.stride
     if o.layout == "NCHW":
         return {"conv2d": lambda: relu(conv(x, kernel, bias, stride))}
@@ -159,18 +196,16 @@ def _onnxruntime_ways(o: Operands) -> dict[str, Call]:
     from onnx import TensorProto, helper, numpy_helper
 
     stride = [o.workload.stride] * 2
+    operands = {"weight": o.weight[:, :, np.newaxis, np.newaxis]} | ({} if o.bias is None else {"bias": o.bias})
+    nodes = [helper.make_node("Conv", ["x", *operands], ["sum"], kernel_shape=[1, 1], strides=stride)]
+    if o.activation:
+        nodes.append(helper.make_node("Relu", ["sum"], ["y"]))
     graph = helper.make_graph(
-        [
-            helper.make_node("Conv", ["x", "weight", "bias"], ["sum"], kernel_shape=[1, 1], strides=stride),
-            helper.make_node("Relu", ["sum"], ["y"]),
-        ],
+        nodes,
         "pointwise",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, o.x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [
-            numpy_helper.from_array(o.weight[:, :, np.newaxis, np.newaxis], "weight"),
-            numpy_helper.from_array(o.bias, "bias"),
-        ],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in operands.items()],
     )
     # Every onnxruntime reads this old version of the format.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -208,6 +243,24 @@ def _mkl_ways(o: Operands) -> dict[str, Call]:
     return {"packed": call}
 
 
+def _opencv_ways(o: Operands) -> dict[str, Call]:
+    """Call OpenCV's transform: up to four out channels, and the type of the result is that of the picture."""
+    import cv2
+
+    w = o.workload
+    if not w.plain or w.images > 1 or w.stride > 1 or w.out_channels > 4 or w.in_channels > 64:
+        return {}
+    cv2.setNumThreads(runtime.get_num_threads())
+    casts = w.out_dtype != w.dtype
+    x, y = o.x[0], np.empty((*w.out_size, w.out_channels), w.out_dtype)
+
+    def call() -> NDArray[Any]:
+        cv2.transform(x.astype(np.float32) if casts else x, o.weight, y)
+        return y
+
+    return {"transform": call}
+
+
 def _load_mkl() -> ctypes.CDLL:
     files = importlib.metadata.files("mkl") or []
     library = ctypes.CDLL(str(next(file.locate() for file in files if "mkl_rt" in file.name)))
@@ -221,11 +274,21 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 PEERS = {
-    "numpy": Peer("numpy", ("numpy",), LAYOUTS, _numpy_ways),
+    "numpy": Peer("numpy", ("numpy",), LAYOUTS, _numpy_ways, narrow=True),
     "torch": Peer("torch", ("torch",), LAYOUTS, _torch_ways),
     "torch-bf16": Peer("t-bf16", ("torch",), LAYOUTS, _torch_bf16_ways, coarse=True),
     "onnxruntime": Peer("onnxrt", ("onnxruntime", "onnx"), ("NCHW",), _onnxruntime_ways, follows_isa=False),
     "mkl": Peer("mkl", ("mkl",), ("NHWC",), _mkl_ways, bare=True),
+    "opencv": Peer(
+        "opencv",
+        ("opencv-python-headless",),
+        ("NHWC",),
+        _opencv_ways,
+        follows_isa=False,
+        bare=True,
+        narrow=True,
+        pictures=True,
+    ),
 }
 
 

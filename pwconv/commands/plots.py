@@ -28,6 +28,7 @@ STYLES = {
     "torch-bf16": ("^", "#000000"),
     "onnxruntime": ("v", "#56B4E9"),
     "mkl": ("P", "#999999"),
+    "opencv": ("X", "#332288"),
 }
 
 
@@ -37,10 +38,16 @@ def roofline_path(path: Path) -> Path:
 
 
 def draw_bars(options: argparse.Namespace, results: Sequence[Result], path: Path) -> None:
-    """Draw every contender's GFLOP/s as bars, one group a layer, with the limit; and pwconv's ratios to its peers."""
+    """Draw every contender's GFLOP/s as bars, one group a layer, with the limit; and pwconv's ratios to its peers.
+
+    Pictures, whose limits differ by more than bars can show, have shares of the limit in place of GFLOP/s.
+    """
     from matplotlib.figure import Figure
 
     columns = ["pwconv", *results[0].others, *(name for name in options.peers)]
+    pictures = all(result.workload.plain for result in results)
+    limits = [result.workload.flops / result.limit.seconds * 1e-9 for result in results]
+    units = [limit / 100 if pictures else 1.0 for limit in limits]
     thickness = 0.84 / len(columns)
     rows = range(len(results))
     figure = Figure(figsize=(WIDTH, 1.5 + len(results) * max(0.36, 0.1 * len(columns))), layout="constrained")
@@ -51,7 +58,7 @@ def draw_bars(options: argparse.Namespace, results: Sequence[Result], path: Path
         offset = (place - (len(columns) - 1) / 2) * thickness
         rates.barh(
             [row + offset for row in rows],
-            [result.gflops.get(column, 0.0) for result in results],
+            [result.gflops.get(column, 0.0) / unit for result, unit in zip(results, units, strict=True)],
             thickness,
             color=colour,
             label=_label(name, options),
@@ -63,11 +70,12 @@ def draw_bars(options: argparse.Namespace, results: Sequence[Result], path: Path
             if points:
                 style: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5}
                 ratios.plot(*zip(*points, strict=True), marker, color=colour, zorder=3, **style)
-    limits = [result.workload.flops / result.limit.seconds * 1e-9 for result in results]
+    limits = [limit / unit for limit, unit in zip(limits, units, strict=True)]
     edges = [row - 0.46 for row in rows], [row + 0.46 for row in rows]
     rates.vlines(limits, *edges, color="black", linewidth=1.5, label="limit of FMAs or bandwidths", zorder=3)
     rates.set(xlim=(0, 1.04 * max(*limits, *rates.get_xlim())))
-    rates.set_xlabel("GFLOP/s (longer is faster)", fontsize=SMALL)
+    unit = "% of the limit" if pictures else "GFLOP/s"
+    rates.set_xlabel(f"{unit} (longer is faster)", fontsize=SMALL)
     rates.set_yticks(rows, [_described(result) for result in results], fontsize=SMALL)
     rates.set_ylim(len(results) - 0.4, -0.6)
     rates.grid(axis="x", color="0.9")
@@ -87,7 +95,7 @@ def draw_bars(options: argparse.Namespace, results: Sequence[Result], path: Path
     figure.legend(
         handles[1:] + handles[:1],  # the limit, a collection of lines, comes first by itself
         labels[1:] + labels[:1],
-        title=f"1x1 layers with bias and ReLU: {_circumstances(options)}",
+        title=f"{'Pictures and rasters' if pictures else '1x1 layers with bias and ReLU'}: {_circumstances(options)}",
         title_fontsize=9,
         loc="outside upper center",
         ncols=len(columns) + 1,
@@ -115,6 +123,8 @@ def _described(result: Result) -> str:
     workload = result.workload
     images = f"{workload.images} x " if workload.images > 1 else ""
     stride = f", stride {workload.stride}" if workload.stride > 1 else ""
+    if workload.plain:  # the name has channels and types
+        return f"{workload.name} on {workload.height}x{workload.width}"
     size = f"{workload.height}x{workload.width}"
     return f"{workload}\n{images}{size}, {workload.in_channels} to {workload.out_channels}{stride}"
 

@@ -187,8 +187,10 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
     """Race pwconv and its peers; if a peer wins, race a second time to rule out chance."""
     workload = operands.workload
     calls = {(column, ""): call for column, call in pwconv_ways(operands).items()}
+    narrow = (workload.dtype, workload.out_dtype) != ("float32", "float32")
     for name in peers:
-        calls |= {(name, way): call for way, call in PEERS[name].ways(operands).items()}
+        if PEERS[name].narrow or not narrow:
+            calls |= {(name, way): call for way, call in PEERS[name].ways(operands).items()}
     errors = _errors(operands, calls)
     # The tolerance admits bfloat16; results of another computation exceed it by far.
     wrong = [contender for contender, error in errors.items() if not error <= 0.01]
@@ -221,7 +223,7 @@ def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[t
     """Return the largest error of each contender against `pwconv.reference` in float64, over the largest value."""
     o, errors = operands, {}
     expected = reference.pointwise_conv(
-        o.x, o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation="relu", dtype=np.float64
+        o.x, o.weight, o.bias, stride=o.workload.stride, layout=o.layout, activation=o.activation, dtype=np.float64
     )
     largest = float(expected.max(initial=1.0))
     for contender, call in calls.items():
@@ -229,7 +231,7 @@ def _errors(operands: Operands, calls: Mapping[tuple[str, str], Call]) -> dict[t
         if peer and peer.coarse:
             result = result.float()  # NumPy cannot view torch's bfloat16
         result = np.asarray(result).reshape(expected.shape)
-        if peer and peer.bare:
+        if peer and peer.bare and o.bias is not None:
             result = np.maximum(result + o.bias, 0)
         errors[contender] = float(np.abs(result - expected).max(initial=0.0)) / largest
     return errors

@@ -31,7 +31,7 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
         precision, best, given = "precisions", f"{best} {options.precisions[0]} is", f"{options.precisions[0]} into one"
     paragraphs = [
         f"pwconv {config['version']} ({options.isa}, {_listed(options.precisions)} {precision}) against {peers}, "
-        f"{threads}, {options.layout}, bias and ReLU included, on {config['cpu']}, {config['platform']}, "
+        f"{threads}, {options.layout}, {_what(options.layers)}, on {config['cpu']}, {config['platform']}, "
         f"{config['python']}. Machines differ: these figures are for this one, now.",
         f"Measured just before: {machine.peak:.0f} GFLOP/s of float32 FMAs; to read/write/copy "
         f"{', '.join(bandwidths)} GB/s.",
@@ -48,6 +48,14 @@ def introduction(options: argparse.Namespace, machine: Machine) -> list[str]:
     if options.without:
         paragraphs.append(" ".join(f"Without {name}: it {obstacle}." for name, obstacle in options.without.items()))
     return [textwrap.fill(paragraph, terminal_width()) for paragraph in paragraphs]
+
+
+def _what(workloads: Sequence[Workload]) -> str:
+    """Return what the layers compute."""
+    plain = {workload.plain for workload in workloads}
+    if plain == {True}:
+        return "products alone"
+    return "bias and ReLU included" + (" but in pictures" if True in plain else "")
 
 
 class Table(NamedTuple):

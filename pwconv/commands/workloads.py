@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import numpy as np
+
 LAYOUTS = ("NCHW", "NHWC")
 
 
 class Workload(NamedTuple):
-    """A pointwise layer of a network, and the size of its input."""
+    """A pointwise layer of a network, or a product for each pixel of a picture, and the size of its input."""
 
     network: str
     name: str
@@ -20,6 +22,9 @@ class Workload(NamedTuple):
     in_channels: int
     out_channels: int
     stride: int = 1
+    dtype: str = "float32"  # of the input
+    out_dtype: str = "float32"  # of the result
+    plain: bool = False  # the product alone, without bias and ReLU
 
     def __str__(self) -> str:
         return f"{self.network} {self.name}"
@@ -53,13 +58,13 @@ class Workload(NamedTuple):
         """
         height, width = self.out_size
         columns = self.width if layout[-1] == "W" else width
-        floats = self.images * height * columns * self.in_channels + (self.in_channels + 1) * self.out_channels
-        return 4 * floats
+        numbers = self.images * height * columns * self.in_channels
+        return np.dtype(self.dtype).itemsize * numbers + 4 * (self.in_channels + 1) * self.out_channels
 
     @property
     def bytes_written(self) -> int:
         """Bytes of the result."""
-        return 4 * self.pixels * self.out_channels
+        return np.dtype(self.out_dtype).itemsize * self.pixels * self.out_channels
 
 
 NETWORKS = (
@@ -119,6 +124,30 @@ SHAPES = (
     Workload("shapes", "b32.vectors", 32, 1, 1, 2048, 1000),
 )
 
+
+def _picture(
+    side: tuple[int, int], ins: int, outs: int, dtype: str = "float32", out_dtype: str = "float32"
+) -> Workload:
+    dtypes = "" if dtype == "float32" else f".{dtype}" if out_dtype == "float32" else f".{dtype}.{out_dtype}"
+    return Workload("pictures", f"{ins}to{outs}{dtypes}", 1, *side, ins, outs, 1, dtype, out_dtype, plain=True)
+
+
+# Photographs and rasters: few channels, whose pixels move more bytes than they compute.
+_HD, _TILE = (1080, 1920), (512, 512)
+_OF_HD = ((3, 1), (3, 3), (4, 3), (4, 4), (1, 3), (8, 8), (13, 1), (13, 8), (16, 16))
+_OF_TILES = ((32, 3), (64, 1), (64, 2), (64, 10), (200, 1), (200, 3), (200, 16))
+PICTURES = (
+    *(_picture(_HD, *channels) for channels in _OF_HD),
+    *(_picture(_TILE, *channels) for channels in _OF_TILES),
+    *(_picture(_HD, *channels, "uint8", "uint8") for channels in ((3, 1), (3, 3), (4, 4))),
+    *(
+        _picture(_HD, *channels, dtype)
+        for channels in ((3, 1), (3, 3), (13, 8))
+        for dtype in ("uint8", "uint16", "int16", "float16")
+    ),
+    *(_picture(_TILE, 200, 8, dtype) for dtype in ("uint16", "int16")),
+)
+
 _OWN_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)x(\d+)x(\d+)(?:/(\d+))?")
 
 
@@ -132,9 +161,12 @@ def select(patterns: Iterable[str]) -> tuple[Workload, ...]:
     for pattern in patterns:
         if own := _OWN_SHAPE.fullmatch(pattern):
             numbers = [int(number) for number in own.groups(default="1")]
-            found = [Workload("shape", pattern, *numbers)] if min(numbers) > 0 else []
+            images, height, width, ins, outs, stride = numbers
+            found = [Workload("shape", pattern, images, height, width, ins, outs, stride)] if min(numbers) > 0 else []
         else:
-            found = [workload for workload in NETWORKS + SHAPES if fnmatchcase(str(workload), f"*{pattern}*")]
+            found = [
+                workload for workload in NETWORKS + SHAPES + PICTURES if fnmatchcase(str(workload), f"*{pattern}*")
+            ]
         if not found:
             networks = ", ".join(dict.fromkeys(workload.network for workload in NETWORKS))
             raise ValueError(f"no layer is called {pattern!r}; the networks are {networks}")
