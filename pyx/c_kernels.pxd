@@ -9,6 +9,7 @@ cdef extern from "kernels/kernels.h" nogil:
         MAX_MR
         MAX_VECTORS
         MAX_NR
+        ROWS_VECTORS
         HIGHEST
         HIGH
         MEDIUM
@@ -85,6 +86,17 @@ cdef extern from "kernels/kernels.h" nogil:
         const float* bias
         float low, high
 
+    ctypedef struct rows_t:
+        const char* x
+        Py_ssize_t x_step, k
+        const float* weights
+        Py_ssize_t outs, pixels
+        char* y
+        Py_ssize_t y_step, y_channel_step
+        bint slack
+        const float* bias
+        float low, high
+
     ctypedef struct pixels_t:
         const char* x
         char* y
@@ -155,7 +167,9 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*fill_uncounted)(const head_t*) noexcept nogil
         void (*unpack)(const unpack_t*) noexcept nogil
         void (*stream)(const stream_t*) noexcept nogil
-        bint (*multiply_pixels)(const pixels_t*) noexcept nogil
+        void (*multiply_rows)(const rows_t*) noexcept nogil
+        void (*multiply_few)(const rows_t*) noexcept nogil
+        void (*multiply_pixels)(const pixels_t*) noexcept nogil
         int stream_mr
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil

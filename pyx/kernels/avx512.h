@@ -117,13 +117,35 @@ static inline void store_past_caches(void *p, vec v) {
     _mm512_stream_ps(p, v);
 }
 
-static inline void end_of_stores_past_caches(void) {
-    _mm_sfence();
-}
-
 /* For stream.h. */
 #define STREAM_MR 8
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
+
+/* For adjacent.h: up to eight out channels fill half a vector. */
+#define ROWS_TILES(X) X(1, 8) X(2, 8)
+#define HALF_TILES(X) X(1, 8)
+
+typedef float half_vec __attribute__((vector_size(32)));
+
+static inline half_vec half_splat(float x) {
+    return _mm256_set1_ps(x);
+}
+
+static inline half_vec half_fmadd(half_vec a, half_vec b, half_vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+static inline half_vec half_larger(half_vec a, half_vec b) {
+    return _mm256_max_ps(a, b);
+}
+
+static inline half_vec half_smaller(half_vec a, half_vec b) {
+    return _mm256_min_ps(a, b);
+}
+
+static inline void half_store_first(void *p, half_vec v, int n) {
+    _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), v);
+}
 
 /* For split.h. */
 typedef uint16_t bf16s __attribute__((vector_size(32)));

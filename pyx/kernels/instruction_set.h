@@ -13,6 +13,8 @@
 
 #include "kernels/stream.h"
 
+#include "kernels/adjacent.h"
+
 #include "kernels/pixels.h"
 
 #include "kernels/head.h"
@@ -34,6 +36,8 @@
         .pack = pack,                                                           \
         .pack_rows = pack_rows,                                                 \
         .unpack = unpack,                                                       \
+        .multiply_rows = multiply_rows,                                         \
+        .multiply_few = multiply_few,                                           \
         .multiply_pixels = multiply_pixels,                                     \
         .stream = stream,                                                       \
         .stream_mr = STREAM_MR,                                                 \

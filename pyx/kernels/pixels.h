@@ -73,7 +73,6 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
         copy_past_caches(p->y + i * y_pixel, run, some * y_pixel);
         i += some;
     }
-    end_of_stores_past_caches();
 }
 
 #define FOUR(X, OUTS) X(1, OUTS) X(2, OUTS) X(3, OUTS) X(4, OUTS)
@@ -99,14 +98,7 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
 
 PIXEL_SIZES(PIXEL_KERNELS)
 
-/* 1 if this instruction set computes such pixels; then they are computed if there are LANES of them. */
-static int multiply_pixels(const pixels_t *p) {
+static void multiply_pixels(const pixels_t *p) {
     static void (*const kernel[2][2][4][4])(const pixels_t *) = {PIXEL_SIZES(PIXEL_ENTRIES)};
-    const int is_known = (p->x_kind == KIND_FLOAT32 || p->x_kind == KIND_UINT8) &&
-                         (p->y_kind == KIND_FLOAT32 || p->y_kind == KIND_UINT8);
-    /* The range of bytes and the clip are one clip, unless NaN had to become less than its lower bound. */
-    if (p->y_kind == KIND_UINT8 && p->low > 0.0f) return 0;
-    if (!is_known || p->k > 4 || p->outs > 4 || p->k < 1 || p->pixels < LANES) return 0;
     kernel[p->x_kind == KIND_UINT8][p->y_kind == KIND_UINT8][p->k - 1][p->outs - 1](p);
-    return 1;
 }
