@@ -81,8 +81,11 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t next_rows, next_row_step, next_bytes
         const float* weights
         Py_ssize_t outs, tiles, pixels
+        char* sums
+        Py_ssize_t sums_channel_step
         char* y
         Py_ssize_t y_channel_step
+        bint y_far
         const float* bias
         float low, high
 

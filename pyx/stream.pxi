@@ -131,7 +131,10 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
     cdef Py_ssize_t group = block.group, channel = group * step.outs, done = 0, pixel, n
     cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
     cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
-    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32 and not y.far
+    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32
+    # Planes that are stored past the caches all lie at whole cache lines, from some pixel on.
+    cdef bint y_far = y.far and (y.channel_step % 64 == 0 or step.outs == 1)
+    cdef Py_ssize_t ragged
     cdef bint in_place, direct
     cdef stream_t stream
     cdef Run from_x, to_y
@@ -152,10 +155,18 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         n = min(n, from_x.count if in_place else plan.chunk)
         to_y = run_from(y, pixel)
         direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
-        stream.pixels = n
+        stream.sums = <char*> block.partial
+        stream.sums_channel_step = pitch * sizeof(float)
+        stream.y_far = False
         if direct:
             stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step
+            if y_far:
+                ragged = -(<Py_ssize_t> stream.y) & 63
+                if ragged == 0:
+                    stream.y_far = True
+                else:
+                    n = min(n, ceil_div(ragged, <Py_ssize_t> sizeof(float)))
         else:
             stream.y = <char*> block.partial
             stream.y_channel_step = pitch * sizeof(float)
@@ -175,6 +186,7 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
                 # With fewer out channels, the prefetches of the packing suffice.
                 if block.x_parts == 1 and step.outs >= STREAM_PREFETCH_OUTS:
                     plan_next(step, block, &from_x, n, &stream)
+            stream.pixels = n
             plan.isa.stream(&stream)
             stream.first_k += stream.k
         if not direct:

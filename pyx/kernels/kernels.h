@@ -125,16 +125,19 @@ typedef struct {
     const char *x;            /* float32 [channel][pixel], at any byte address */
     ptrdiff_t x_channel_step; /* bytes */
     ptrdiff_t first_k, k;     /* the channels of this call, */
-    ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK; y holds the sum of the channels before */
+    ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK */
     int x_far;                /* x lies in memory and not in cache: only a few channels are read at a time */
     const char *next;         /* rows of bytes that are prefetched meanwhile */
     ptrdiff_t next_rows, next_row_step, next_bytes;
     const float *weights;  /* [tile][channel][row]; the first outs % tiles tiles have a row more than the others */
     ptrdiff_t outs, tiles; /* no tile has more than isa_t.stream_mr rows */
     ptrdiff_t pixels;
-    char *y;
+    char *sums; /* float32 planes of the sums of the channels before, and of these unless they are the last ones */
+    ptrdiff_t sums_channel_step;
+    char *y; /* finished planes */
     ptrdiff_t y_channel_step;
-    const float *bias; /* NULL: neither bias nor clip */
+    int y_far;         /* y is stored past the caches; all planes lie at whole vectors */
+    const float *bias; /* NULL: neither bias nor clip, and all sums stay in `sums` */
     float low, high;   /* the clip; -inf and inf for none */
 } stream_t;
 

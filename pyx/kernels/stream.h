@@ -1,6 +1,6 @@
 /* The product for layers with few channels, whose time is spent on memory: all out channels of a run of pixels in one
    call, planes in and planes out. Pixels lie on the lanes, weights are broadcast. The order of summation is that of
-   tile.h: a sum may rest in y between two channels of a block, which changes no bit of a float32. */
+   tile.h: a sum may rest in memory between two channels of a block, which changes no bit of a float32. */
 
 /* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs. Hardware
    prefetches so many streams, and rows that lie a multiple of 4096 bytes apart, as most do, share the places of few
@@ -18,10 +18,12 @@ typedef struct {
     const float *weights; /* [channel][row] */
     char *y;
     ptrdiff_t y_channel_step;
+    char *sums; /* of the channels before, and these unless they are the last ones */
+    ptrdiff_t sums_channel_step;
     ptrdiff_t pixels;
-    int first;         /* channels; else y holds the sum of those before */
+    int first;         /* channels: nothing is summed yet */
     const float *bias; /* NULL: the sum is not finished */
-    int clips;
+    int clips, y_far;
     float low, high;
     const char *next; /* as in stream_t */
     ptrdiff_t next_rows, next_row_step, next_bytes;
@@ -32,10 +34,10 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
                          int lanes) {
     const char *x = p->x + at;
     const float *weights = p->weights;
-    char *y = p->y + at;
+    char *sums = p->sums + at;
     vec sum[STREAM_MR][MAX_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        const char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
+        const char *here = sums + r * p->sums_channel_step + v * (ptrdiff_t)sizeof(vec);
         sum[r][v] = p->first ? splat(0.0f) : PARTIAL ? load_first(here, lanes) : load(here);
     }
     for (ptrdiff_t k = 0; k < p->k; k++) {
@@ -50,17 +52,21 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         x += p->x_channel_step;
         weights += MR;
     }
+    char *y = p->bias ? p->y + at : sums;
+    const ptrdiff_t y_channel_step = p->bias ? p->y_channel_step : p->sums_channel_step;
     /* Through memory, or compilers keep both in registers during the loop, and spill pixels. */
     float bounds[2] = {p->low, p->high};
     __asm__ volatile("" : "+m"(bounds));
     const vec low = splat(bounds[0]), high = splat(bounds[1]);
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
+        char *here = y + r * y_channel_step + v * (ptrdiff_t)sizeof(vec);
         vec out = sum[r][v];
         if (p->bias) out += splat(p->bias[r]);
         if (p->clips) out = clip(out, low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
+        } else if (p->bias && p->y_far) {
+            store_past_caches(here, out);
         } else {
             store(here, out);
         }
@@ -108,6 +114,7 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
         p->weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
         p->bias = finishes ? s->bias + row : NULL;
         p->y = s->y + row * s->y_channel_step + first * (ptrdiff_t)sizeof(float);
+        p->sums = s->sums + row * s->sums_channel_step + first * (ptrdiff_t)sizeof(float);
         kernel[mr](p);
         p->next_rows = 0;
         row += mr;
@@ -119,6 +126,8 @@ static void stream(const stream_t *s) {
     const ptrdiff_t run = s->tiles > 1 && s->next_rows == 0 ? SHARED_RUN : s->pixels;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
                        .y_channel_step = s->y_channel_step,
+                       .sums_channel_step = s->sums_channel_step,
+                       .y_far = s->y_far,
                        .next = s->next,
                        .next_rows = s->next_rows,
                        .next_row_step = s->next_row_step,
