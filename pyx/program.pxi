@@ -178,6 +178,8 @@ cdef void lay_out(Program* program) noexcept nogil:
         if step.outs == 0:
             continue
         plan = &step.plan
+        if plan.streamed and plan.rowwise:
+            continue
         if plan.streamed:
             panels = max(panels, plan.kc * stream_pitch(plan.chunk) * sizeof(float))
             partial = max(partial, step.outs * stream_pitch(plan.run) * sizeof(float))

@@ -3,10 +3,9 @@
 # A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels
 # is cut into chunks whose channels fit the first-level cache, and a kernel computes all out channels of a chunk.
 #
-# Where the channels of a pixel are adjacent in x and in y, kernels multiply pixels in the order in which they lie
-# (run_rows): up to four channels on both sides by multiply_pixels, up to four out channels by multiply_few, more by
-# multiply_rows. Else pixels are the columns of operand B, and stream multiplies planes (run_planes).
-# Chunks of other types than float32 are packed first; results that are far, or of other types, are unpacked.
+# Where the channels of a pixel are adjacent in x and in y, multiply_adjacent multiplies pixels in the order in which they
+# lie, whatever their types (run_rows). Else pixels are the columns of operand B, and stream multiplies planes
+# (run_planes): float32 in place, other types after packing; results of other types are unpacked.
 
 cdef enum:
     STREAM_FLOATS = 4608           # floats of a chunk: with the parts of x and y that it reads and writes, a usual L1
@@ -19,7 +18,6 @@ cdef enum:
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only
     FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
-    PICTURE_CHANNELS = 4           # up to so many, on both sides, are taken apart and put together in registers
 
 
 cdef inline bint streams_rows(const Problem* problem) noexcept nogil:
@@ -29,7 +27,7 @@ cdef inline bint streams_rows(const Problem* problem) noexcept nogil:
         return False
     if problem.outs == 1 or problem.y_channel_step == problem.y_item:
         return True
-    return problem.y_step == problem.y_item and problem.outs <= PICTURE_CHANNELS <= problem.k
+    return problem.y_step == problem.y_item and problem.outs <= FEW_OUTS <= problem.k
 
 
 cdef inline Py_ssize_t stream_k(const Problem* problem) noexcept nogil:
@@ -55,7 +53,7 @@ cdef bint is_streamed(const Problem* problem, const kernel_set_t* kernels) noexc
         return False
     if problem.outs > STREAM_MAX_OUTS:
         return False
-    if problem.k <= STREAM_MAX_K or problem.outs <= PICTURE_CHANNELS:
+    if problem.k <= STREAM_MAX_K or problem.outs <= FEW_OUTS:
         return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     return (problem.outs <= STREAM_FEW_OUTS
@@ -69,7 +67,7 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     plan.streamed = True
     plan.rowwise = streams_rows(problem)
     plan.packed = problem.transformed or problem.in_parts or not (plan.rowwise or problem.x_step == 1)
-    plan.pixels_in_b = not plan.rowwise or problem.outs <= PICTURE_CHANNELS
+    plan.pixels_in_b = not plan.rowwise or problem.outs <= FEW_OUTS
     plan.vectors = 1
     plan.kc = problem.k if plan.rowwise else stream_k(problem)
     if plan.pixels_in_b:
@@ -197,116 +195,35 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         done += n
 
 
-cdef void run_pictures(const Step* step, const Block* block) noexcept nogil:
-    """Pixels of up to four channels in x and in y, float32 and bytes without a copy if they have no gaps."""
-    cdef const Plan* plan = &step.plan
-    cdef const FeatureMap* x = block.x
-    cdef const FeatureMap* y = block.y
-    cdef bint x_known = x.channel_step == x.item and (x.kind == KIND_FLOAT32 or x.kind == KIND_UINT8)
-    cdef bint y_known = (y.channel_step == y.item or step.outs == 1) and (
-        y.kind == KIND_FLOAT32 or (y.kind == KIND_UINT8 and lower_bound(step) <= 0))
-    cdef Py_ssize_t done = 0, pixel, n
-    cdef Run from_x, to_y
-    cdef pixels_t p
-    p.k = step.k
-    p.outs = step.outs
-    p.weights = step.weights
-    p.bias = step.bias
-    p.low = lower_bound(step)
-    p.high = upper_bound(step)
-    while done < block.pixels:
-        pixel = block.first + done
-        from_x = run_from(x, pixel)
-        to_y = run_from(y, pixel)
-        n = block.pixels - done
-        p.x = from_x.at + block.span * x.span_step
-        p.x_kind = x.kind
-        p.y = to_y.at + block.span * y.span_step
-        p.y_kind = y.kind
-        p.far = y.far
-        if x_known and from_x.step == step.k * x.item and min(n, from_x.count) >= plan.kernels.lanes:
-            n = min(n, from_x.count)
-        else:
-            n = min(n, plan.chunk)
-            p.x = NULL
-        if not (y_known and to_y.step == step.outs * y.item and min(n, to_y.count) >= plan.kernels.lanes):
-            n = min(n, plan.chunk)
-            p.y = NULL
-        else:
-            n = min(n, to_y.count)
-        if p.x == NULL:
-            gather_pixels(step, block, True, pixel, n, step.k, block.panels)
-            p.x = <char*> block.panels
-            p.x_kind = KIND_FLOAT32
-        p.pixels = n
-        if p.y == NULL:
-            p.y = <char*> block.partial
-            p.y_kind = KIND_FLOAT32
-            p.far = False
-            # Scratch has room for a vector.
-            p.pixels = max(n, <Py_ssize_t> plan.kernels.lanes)
-        plan.isa.multiply_pixels(&p)
-        if p.y == <char*> block.partial:
-            put_rectangle(plan.isa, y, block.span, block.partial, step.outs, step.outs == 1, pixel, n, 0, step.outs)
-        done += n
-
-
 cdef void run_rows(const Step* step, const Block* block) noexcept nogil:
     """One block of pixels whose channels are adjacent, in the order in which they lie."""
-    cdef const Plan* plan = &step.plan
     cdef const FeatureMap* x = block.x
     cdef const FeatureMap* y = block.y
-    cdef bint few = step.outs <= PICTURE_CHANNELS, planes = few and y.channel_step != y.item and step.outs > 1
-    cdef Py_ssize_t y_pixel = sizeof(float) if planes else step.outs * sizeof(float), done = 0, pixel, n
-    cdef Py_ssize_t least = plan.kernels.lanes if few else 1
-    cdef bint in_place, direct
+    cdef Py_ssize_t done = 0
     cdef Run from_x, to_y
-    cdef rows_t p
-    p.k = step.k
-    p.outs = step.outs
-    p.weights = step.weights
-    p.bias = step.bias
-    p.low = lower_bound(step)
-    p.high = upper_bound(step)
+    cdef adjacent_t a
+    a.x_kind = x.kind
+    a.k = step.k
+    a.outs = step.outs
+    a.weights = step.weights
+    a.bias = step.bias
+    a.low = lower_bound(step)
+    a.high = upper_bound(step)
+    a.y_kind = y.kind
+    a.planes = y.channel_step != y.item and step.outs > 1
+    a.y_channel_step = y.channel_step
+    a.far = y.far
+    a.slack = y.slack
     while done < block.pixels:
-        pixel = block.first + done
-        from_x = run_from(x, pixel)
-        to_y = run_from(y, pixel)
-        n = min(plan.run, block.pixels - done)
-        in_place = x.kind == KIND_FLOAT32 and (from_x.count >= n or from_x.count >= STREAM_MIN_PIXELS)
-        n = min(n, from_x.count if in_place else plan.chunk)
-        in_place = in_place and n >= least
-        direct = y.kind == KIND_FLOAT32 and to_y.count >= n >= least
-        if to_y.step == y_pixel:
-            direct = direct and not y.far
-        else:
-            direct = direct and not few
-        if in_place:
-            p.x = from_x.at + block.span * x.span_step
-            p.x_step = from_x.step
-        else:
-            gather_pixels(step, block, True, pixel, n, step.k, block.panels)
-            p.x = <char*> block.panels
-            p.x_step = step.k * sizeof(float)
-        p.slack = y.slack or not direct
-        p.pixels = n
-        if direct:
-            p.y = to_y.at + block.span * y.span_step
-            p.y_step = to_y.step
-            p.y_channel_step = y.channel_step
-        else:
-            p.pixels = max(n, least)
-            p.y = <char*> block.partial
-            p.y_step = y_pixel
-            p.y_channel_step = stream_pitch(plan.run) * sizeof(float) if planes else sizeof(float)
-        if few:
-            plan.isa.multiply_few(&p)
-        else:
-            plan.isa.multiply_rows(&p)
-        if not direct:
-            put_rectangle(plan.isa, y, block.span, block.partial, stream_pitch(plan.run) if planes else step.outs,
-                          planes or step.outs == 1, pixel, n, 0, step.outs)
-        done += n
+        from_x = run_from(x, block.first + done)
+        to_y = run_from(y, block.first + done)
+        a.x = from_x.at + block.span * x.span_step
+        a.x_step = from_x.step
+        a.y = to_y.at + block.span * y.span_step
+        a.y_step = to_y.step
+        a.pixels = min(block.pixels - done, min(from_x.count, to_y.count))
+        step.plan.isa.multiply_adjacent(&a)
+        done += a.pixels
 
 
 cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcept nogil:
@@ -314,10 +231,7 @@ cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcep
     block.group = group
     block.first_k = 0
     block.k = step.k
-    if not step.plan.rowwise:
-        run_planes(step, block)
-    elif step.k <= PICTURE_CHANNELS and step.outs <= PICTURE_CHANNELS and (
-            step.outs == 1 or block.y.channel_step == block.y.item):
-        run_pictures(step, block)
-    else:
+    if step.plan.rowwise:
         run_rows(step, block)
+    else:
+        run_planes(step, block)

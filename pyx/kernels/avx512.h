@@ -85,11 +85,13 @@ static inline void store_halves(void *p, vec v) {
 /* For interleave.h. */
 #define SHUFFLE(A, B, I, J, K, L) ((vec)_mm512_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
 
+/* Halves, since to insert into 256 bits takes half as long. */
 static inline vec load_quads(const char *p, ptrdiff_t step) {
-    const __m512 first = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p));
-    const __m512 two = _mm512_insertf32x4(first, _mm_loadu_ps((const float *)(p + step)), 1);
-    const __m512 three = _mm512_insertf32x4(two, _mm_loadu_ps((const float *)(p + 2 * step)), 2);
-    return _mm512_insertf32x4(three, _mm_loadu_ps((const float *)(p + 3 * step)), 3);
+    const __m256 one = _mm256_castps128_ps256(_mm_loadu_ps((const float *)p));
+    const __m256 three = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(p + 2 * step)));
+    const __m256 low = _mm256_insertf128_ps(one, _mm_loadu_ps((const float *)(p + step)), 1);
+    const __m256 high = _mm256_insertf128_ps(three, _mm_loadu_ps((const float *)(p + 3 * step)), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
 static inline void store_quads(char *p, ptrdiff_t step, vec v) {
@@ -111,6 +113,13 @@ static inline void store_pixels_3(void *p, ints x) {
     const __m128i bytes = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
     const __m512i quads = _mm512_shuffle_epi8((__m512i)x, _mm512_broadcast_i32x4(bytes));
     _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
+}
+
+static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec v) {
+    _mm_stream_ps((float *)p, _mm512_castps512_ps128(v));
+    _mm_stream_ps((float *)(p + step), _mm512_extractf32x4_ps(v, 1));
+    _mm_stream_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps(v, 2));
+    _mm_stream_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps(v, 3));
 }
 
 static inline void store_past_caches(void *p, vec v) {

@@ -13,9 +13,9 @@
 
 #include "kernels/stream.h"
 
-#include "kernels/adjacent.h"
-
 #include "kernels/pixels.h"
+
+#include "kernels/adjacent.h"
 
 #include "kernels/head.h"
 
@@ -36,9 +36,7 @@
         .pack = pack,                                                           \
         .pack_rows = pack_rows,                                                 \
         .unpack = unpack,                                                       \
-        .multiply_rows = multiply_rows,                                         \
-        .multiply_few = multiply_few,                                           \
-        .multiply_pixels = multiply_pixels,                                     \
+        .multiply_adjacent = multiply_adjacent,                                 \
         .stream = stream,                                                       \
         .stream_mr = STREAM_MR,                                                 \
         .epilogue = epilogue,                                                   \

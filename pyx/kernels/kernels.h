@@ -17,7 +17,8 @@
 #define MAX_MR 32
 #define MAX_VECTORS 6
 #define MAX_NR (MAX_VECTORS * 16)
-#define ROWS_VECTORS 4 /* of out channels in a tile of rows_t */
+#define ROWS_VECTORS 4 /* of out channels in a tile of adjacent_t */
+#define FEW_OUTS 4
 
 /* float32; bfloat16 with two terms a number, which is nearly float32; bfloat16 with one term. */
 enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };
@@ -141,31 +142,24 @@ typedef struct {
     float low, high;   /* the clip; -inf and inf for none */
 } stream_t;
 
-/* All out channels of pixels whose channels are adjacent: y = clip(sum + bias); see adjacent.h. */
-typedef struct {
-    const char *x;        /* float32 [pixel][channel], at any byte address */
-    ptrdiff_t x_step;     /* bytes from pixel to pixel */
-    ptrdiff_t k;          /* from 1 to SUM_BLOCK */
-    const float *weights; /* tiles of whole vectors of out channels; [channel][out channel] for up to four of them */
-    ptrdiff_t outs, pixels;
-    char *y;
-    ptrdiff_t y_step, y_channel_step; /* bytes: from pixel to pixel, from channel to channel; one of them is one float */
-    int slack;                        /* whole vectors may be written behind each pixel */
-    const float *bias;
-    float low, high; /* the clip; -inf and inf for none */
-} rows_t;
-
-/* A run of pixels with few channels, adjacent in x and y: y = clip(sum + bias); see pixels.h. */
+/* All out channels of a run of pixels whose channels are adjacent: y = clip(sum + bias); see adjacent.h. */
 typedef struct {
     const char *x;
-    char *y;
-    int x_kind, y_kind; /* float32 or uint8; low <= 0 if y is uint8 */
-    ptrdiff_t k, outs, pixels;
-    const float *weights; /* [channel][out channel] */
+    int x_kind;
+    ptrdiff_t x_step; /* bytes from pixel to pixel */
+    ptrdiff_t k;      /* from 1 to SUM_BLOCK */
+    ptrdiff_t outs, pixels;
+    const float *weights; /* tiles of whole vectors of out channels; [channel][out channel] for up to FEW_OUTS of them */
     const float *bias;
     float low, high; /* the clip; -inf and inf for none */
-    int far;         /* as in unpack_t */
-} pixels_t;
+    char *y;
+    int y_kind;
+    ptrdiff_t y_step; /* bytes from pixel to pixel; channels are adjacent, but for */
+    int planes;       /* up to FEW_OUTS out channels of at least FEW_OUTS in channels: pixels are adjacent, */
+    ptrdiff_t y_channel_step; /* and channels so many bytes apart */
+    int far;                  /* as in unpack_t */
+    int slack;                /* whole vectors may be written behind each pixel */
+} adjacent_t;
 
 /* The part of the epilogue that a micro-kernel does not do, in place on the sums that it left in `partial`. */
 typedef struct {
@@ -231,9 +225,7 @@ typedef struct {
     void (*pack_rows)(const pack_t *); /* dst[column][channel]; width is the floats from column to column */
     void (*unpack)(const unpack_t *);
     void (*stream)(const stream_t *);
-    void (*multiply_rows)(const rows_t *);
-    void (*multiply_few)(const rows_t *); /* up to four out channels, at least four channels, at least `lanes` pixels */
-    void (*multiply_pixels)(const pixels_t *); /* up to four channels on both sides, at least `lanes` pixels */
+    void (*multiply_adjacent)(const adjacent_t *);
     int stream_mr;
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);

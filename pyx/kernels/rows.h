@@ -10,7 +10,7 @@
 /* Stores the rows of MR pixels; whole vectors of them if OVER: what they write beyond a pixel is written again. */
 INLINE void ROWS(multiply_some)(const rows_t *p, const char *x, const float *weights, ptrdiff_t out, char *y,
                                 ptrdiff_t ahead_step, const int VECTORS, const int MR, int over) {
-    const char *ahead = x + ROWS_AHEAD;
+    const char *ahead = x + ROWS_AHEAD + MR * p->x_step;
     ROWS(vec) sum[MAX_ROWS_MR][ROWS_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = ROWS(splat)(0.0f);
     for (ptrdiff_t k = 0; k < p->k; k++) {
