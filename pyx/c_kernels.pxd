@@ -9,6 +9,8 @@ cdef extern from "kernels/kernels.h" nogil:
         MAX_MR
         MAX_VECTORS
         MAX_NR
+        ROWS_VECTORS
+        FEW_OUTS
         HIGHEST
         HIGH
         MEDIUM
@@ -80,20 +82,27 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t next_rows, next_row_step, next_bytes
         const float* weights
         Py_ssize_t outs, tiles, pixels
+        char* sums
+        Py_ssize_t sums_channel_step
         char* y
         Py_ssize_t y_channel_step
+        bint y_far
         const float* bias
         float low, high
 
-    ctypedef struct pixels_t:
+    ctypedef struct adjacent_t:
         const char* x
-        char* y
-        int x_kind, y_kind
-        Py_ssize_t k, outs, pixels
+        int x_kind
+        Py_ssize_t x_step, k, outs, pixels
         const float* weights
         const float* bias
         float low, high
-        bint far
+        char* y
+        int y_kind
+        Py_ssize_t y_step
+        bint planes
+        Py_ssize_t y_channel_step
+        bint far, slack
 
     ctypedef struct epilogue_t:
         float* sum
@@ -155,7 +164,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*fill_uncounted)(const head_t*) noexcept nogil
         void (*unpack)(const unpack_t*) noexcept nogil
         void (*stream)(const stream_t*) noexcept nogil
-        bint (*multiply_pixels)(const pixels_t*) noexcept nogil
+        void (*multiply_adjacent)(const adjacent_t*) noexcept nogil
         int stream_mr
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil

@@ -19,6 +19,7 @@ cdef extern from "machine/cpu.h" nogil:
     size_t pwconv_cache_bytes(int level)
     uint64_t pwconv_float_enter()
     void pwconv_float_leave(uint64_t before)
+    void pwconv_end_of_stores()
     const char* pwconv_compiler()
 
 

@@ -18,7 +18,8 @@ cdef struct Choice:
 
 LAYER_FIELDS = (
     "isa", "precision", "threads", "thread_cycles", "spans", "pixels", "groups", "k", "outs", "x_run", "x_step",
-    "x_channel_step", "y_run", "y_step", "y_channel_step", "y_item", "plain", "transformed", "in_parts", "weights_step",
+    "x_channel_step", "y_run", "y_step", "y_channel_step", "y_item", "plain", "transformed", "in_parts", "x_parts",
+    "finished", "weights_step",
 )
 PASS_FIELDS = ("isa", "threads", "spans", "pixels", "head", "branched", "layers")  # layers: (k, outs, groups) of each
 LAYER_CHOICE_FIELDS = (
@@ -148,13 +149,14 @@ def choices_kept():
 
 def fields_of(tuple key, tuple choice):
     """A key and a choice as dicts of numbers and names."""
-    problem = dict(zip(PASS_FIELDS if is_pass(key) else LAYER_FIELDS, key))
+    problem = dict(zip(PASS_FIELDS if is_pass(key) else LAYER_FIELDS, key, strict=True))
     problem["isa"] = isa_built()[problem["isa"]]
     if is_pass(key):
         problem["layers"] = [list(layer) for layer in problem["layers"]]
     else:
         problem["precision"] = arguments().PRECISIONS[problem["precision"]]
-    return problem, dict(zip(PASS_CHOICE_FIELDS if is_pass(key) else LAYER_CHOICE_FIELDS, choice))
+    return problem, dict(
+        zip(PASS_CHOICE_FIELDS if is_pass(key) else LAYER_CHOICE_FIELDS, choice, strict=True))
 
 
 def from_fields(problem, choice):

@@ -24,6 +24,8 @@ cdef struct Problem:
     Py_ssize_t plain               # the epilogue is bias and clip, and y is float32
     Py_ssize_t transformed         # x has an input scale, shift or activation
     Py_ssize_t in_parts            # x is not one float32 map, so tiles cannot read x in place
+    Py_ssize_t x_parts             # maps that x consists of
+    Py_ssize_t finished            # the epilogue is bias and clip
     Py_ssize_t weights_step        # 0: weights are packed already; else bytes between their in channels
 
 
@@ -42,7 +44,8 @@ cdef struct Plan:
     bint packed                    # pixels are copied into panels
     bint rowwise                   # A is read row by row (channels-last pixels)
     bint streamed                  # computed in chunks of pixels instead of tiles; see stream.pxi
-    Py_ssize_t chunk               # pixels in a chunk
+    Py_ssize_t chunk               # pixels in a chunk that is packed,
+    Py_ssize_t run                 # and in one that is read in place
     int vectors                    # NR in vectors
     Tiling out_tiling              # out channels of a group
     Py_ssize_t kc                  # in channels of a block of K

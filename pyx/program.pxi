@@ -178,10 +178,12 @@ cdef void lay_out(Program* program) noexcept nogil:
         if step.outs == 0:
             continue
         plan = &step.plan
+        if plan.streamed and plan.rowwise:
+            continue
         if plan.streamed:
-            panels = max(panels, plan.kc * stream_pitch(plan) * sizeof(float))
-            partial = max(partial, step.outs * stream_pitch(plan) * sizeof(float))
-            residual = max(residual, step.outs * stream_pitch(plan) * sizeof(float))
+            panels = max(panels, plan.kc * stream_pitch(plan.chunk) * sizeof(float))
+            partial = max(partial, step.outs * stream_pitch(plan.run) * sizeof(float))
+            residual = max(residual, step.outs * stream_pitch(plan.run) * sizeof(float))
             continue
         tiling = pixel_tiling(plan, pixels)
         tiles = tiling.tiles * ceil_div(plan.out_tiling.tiles, plan.out_blocks) if plan.kc < step.k else 1

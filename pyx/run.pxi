@@ -17,6 +17,7 @@ cdef uint64_t enter(const kernel_set_t* kernels) noexcept nogil:
 
 
 cdef void leave(const kernel_set_t* kernels, uint64_t before) noexcept nogil:
+    pwconv_end_of_stores()
     if kernels != NULL:
         kernels.leave()
     pwconv_float_leave(before)

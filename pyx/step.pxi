@@ -52,7 +52,9 @@ cdef int plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t
     step.y.far = not step.y_is_scratch and (
         <double> spans * pixels * step.groups * step.outs * step.y.item >= FAR_BYTES)
     problem.plain = step.plain and step.y.kind == KIND_FLOAT32
+    problem.finished = step.plain
     problem.transformed = step.transformed
+    problem.x_parts = step.x_parts
     problem.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
     problem.weights_step = weights_step
     slot = plan_for(&problem)

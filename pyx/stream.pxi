@@ -1,16 +1,17 @@
 # Streaming: layers with few out channels, or few channels on both sides, whose time is that of moving pixels.
 #
 # A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels
-# is cut into chunks whose channels fit the first-level cache. A chunk takes three kinds of calls: pack (to float32,
-# pixels adjacent), stream (multiplied by all weights of a group) and unpack (rounded, in the layout of the result).
-# Pixels are the columns of operand B, so that weights are packed as for tiles. Pictures of up to four channels take one
-# call for all three.
+# is cut into chunks whose channels fit the first-level cache, and a kernel computes all out channels of a chunk.
+#
+# Where the channels of a pixel are adjacent in x and in y, multiply_adjacent multiplies pixels in the order in which they
+# lie, whatever their types (run_rows). Else pixels are the columns of operand B, and stream multiplies planes
+# (run_planes): float32 in place, other types after packing; results of other types are unpacked.
 
 cdef enum:
     STREAM_FLOATS = 4608           # floats of a chunk: with the parts of x and y that it reads and writes, a usual L1
     STREAM_MIN_PIXELS = 64
     STREAM_MAX_PIXELS = 2048
-    STREAM_IN_PLACE_OUTS = 4       # with more out channels, pixels are packed wherever they lie
+    STREAM_MAX_RUN = 4096
     STREAM_PREFETCH_OUTS = 8       # with so many, the product takes long enough to prefetch the next pixels meanwhile
     STREAM_K = 16                  # channels of channels-first pixels that are packed at a time
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
@@ -19,21 +20,31 @@ cdef enum:
     FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
 
 
+cdef inline bint streams_rows(const Problem* problem) noexcept nogil:
+    """Are pixels multiplied row by row, in the order in which they lie?"""
+    if (problem.x_channel_step != 1 or problem.groups > 1 or problem.x_parts > 1 or problem.transformed
+            or not problem.finished):
+        return False
+    if problem.outs == 1 or problem.y_channel_step == problem.y_item:
+        return True
+    return problem.y_step == problem.y_item and problem.outs <= FEW_OUTS <= problem.k
+
+
 cdef inline Py_ssize_t stream_k(const Problem* problem) noexcept nogil:
     """In channels that are packed at a time. Rows of channels-first maps are read in long runs, so fewer of them."""
     return min(problem.k, <Py_ssize_t> STREAM_K) if problem.x_step == 1 else problem.k
 
 
-cdef inline Py_ssize_t stream_chunk(const Problem* problem) noexcept nogil:
+cdef inline Py_ssize_t stream_chunk(Py_ssize_t channels, Py_ssize_t most) noexcept nogil:
     """Pixels in a chunk: whole tiles of every instruction set, whose NR are 1, 2, 3 and 4 vectors."""
-    cdef Py_ssize_t pixels = min(<Py_ssize_t> STREAM_MAX_PIXELS, STREAM_FLOATS // (problem.outs + stream_k(problem)))
+    cdef Py_ssize_t pixels = min(most, STREAM_FLOATS // channels)
     cdef Py_ssize_t whole = 3 * STREAM_MIN_PIXELS if pixels >= 3 * STREAM_MIN_PIXELS else STREAM_MIN_PIXELS
     return max(<Py_ssize_t> STREAM_MIN_PIXELS, pixels // whole * whole)
 
 
-cdef inline Py_ssize_t stream_pitch(const Plan* plan) noexcept nogil:
-    """Floats from channel to channel of a packed chunk: not a multiple of 4 KiB, which would crowd few cache sets."""
-    return plan.chunk + SCRATCH_PAD
+cdef inline Py_ssize_t stream_pitch(Py_ssize_t pixels) noexcept nogil:
+    """Floats from channel to channel of a chunk: not a multiple of 4 KiB, which would crowd few cache sets."""
+    return pixels + SCRATCH_PAD
 
 
 cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
@@ -44,7 +55,7 @@ cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) n
 
 cdef bint is_better_streamed(const Problem* problem) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
-    if problem.k <= STREAM_MAX_K or problem.outs <= STREAM_IN_PLACE_OUTS:
+    if problem.k <= STREAM_MAX_K or problem.outs <= FEW_OUTS:
         return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     return (problem.outs <= STREAM_FEW_OUTS
@@ -55,11 +66,19 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     """The plan of a layer that is streamed; expected cycles are those of FMAs and of moving bytes."""
     cdef Plan plan = start[0]
     cdef double bytes = 4.0 * problem.pixels * (problem.k + problem.outs)
-    plan.streamed = plan.pixels_in_b = plan.packed = True
+    plan.streamed = True
+    plan.rowwise = streams_rows(problem)
+    plan.packed = problem.transformed or problem.in_parts or not (plan.rowwise or problem.x_step == 1)
+    plan.pixels_in_b = not plan.rowwise or problem.outs <= FEW_OUTS
     plan.vectors = 1
-    plan.kc = stream_k(problem)
-    plan.out_tiling = a_tiling(problem.outs, plan.isa.stream_mr)
-    plan.chunk = stream_chunk(problem)
+    plan.kc = problem.k if plan.rowwise else stream_k(problem)
+    if plan.pixels_in_b:
+        plan.out_tiling = a_tiling(problem.outs, plan.isa.stream_mr)
+    else:
+        plan.vectors = <int> min(<Py_ssize_t> ROWS_VECTORS, ceil_div(problem.outs, plan.kernels.lanes))
+        plan.out_tiling = b_tiling(problem.outs, plan.vectors * plan.kernels.lanes)
+    plan.chunk = stream_chunk(problem.outs + plan.kc, STREAM_MAX_PIXELS)
+    plan.run = max(plan.chunk, stream_chunk(problem.outs, STREAM_MAX_RUN))
     plan.cycles = problem.groups * problem.spans * (
         0.6 * problem.pixels * problem.k * problem.outs / plan.kernels.lanes + bytes / 8.0)
     return plan
@@ -78,102 +97,6 @@ cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nog
     schedule.tasks = schedule.spans * schedule.pixel_blocks
     schedule.threads = <int> min(threads, schedule.tasks)
     return schedule
-
-
-cdef Py_ssize_t run_pixels(const Step* step, const Block* block, Py_ssize_t group, Py_ssize_t pixel,
-                           Py_ssize_t pixels) noexcept nogil:
-    """Computes pixels with few adjacent channels without a chunk in between; returns how many, 0 if it cannot."""
-    cdef const FeatureMap* x = block.x
-    cdef const FeatureMap* y = block.y
-    cdef Run from_x = run_from(x, pixel), to_y = run_from(y, pixel)
-    cdef pixels_t p
-    if (block.x_parts != 1 or step.in_scale != NULL or not step.plain or step.groups != 1
-            or x.channel_step != x.item or y.channel_step != y.item
-            or from_x.step != step.k * x.item or to_y.step != step.outs * y.item):
-        return 0
-    p.x = from_x.at + block_offset(step, block)
-    p.y = to_y.at + block.span * y.span_step
-    p.x_kind = x.kind
-    p.y_kind = y.kind
-    p.k = step.k
-    p.outs = step.outs
-    p.pixels = min(pixels, min(from_x.count, to_y.count))
-    p.weights = step.weights
-    p.bias = step.bias
-    p.low = lower_bound(step)
-    p.high = upper_bound(step)
-    p.far = y.far
-    return p.pixels if step.plan.isa.multiply_pixels(&p) else 0
-
-
-cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcept nogil:
-    """One group's out channels for one block of pixels, chunk by chunk."""
-    cdef const Plan* plan = &step.plan
-    cdef const FeatureMap* x = block.x
-    cdef const FeatureMap* y = block.y
-    cdef Py_ssize_t pitch = stream_pitch(plan), channel = group * step.outs, done = 0, pixel, n
-    cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
-    cdef bint x_in_place = (block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
-                            and (step.outs <= STREAM_IN_PLACE_OUTS or x.slack))
-    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32 and not y.far
-    cdef bint in_place, direct
-    cdef stream_t stream
-    cdef Run from_x, to_y
-    block.group = group
-    stream.all_k = step.k
-    stream.outs = step.outs
-    stream.tiles = plan.out_tiling.tiles
-    stream.weights = step.weights + group * step.group_stride
-    stream.bias = step.bias + group * step.channel_pitch if step.plain else NULL
-    stream.low = lower_bound(step)
-    stream.high = upper_bound(step)
-    while done < block.pixels:
-        pixel = block.first + done
-        block.first_k = 0
-        if step.k <= 4 and step.outs <= 4:
-            n = run_pixels(step, block, group, pixel, block.pixels - done)
-            if n > 0:
-                done += n
-                continue
-        n = min(plan.chunk, block.pixels - done)
-        from_x = run_from(x, pixel)
-        in_place = x_in_place and from_x.step == sizeof(float) and (from_x.count >= n
-                                                                    or from_x.count >= STREAM_MIN_PIXELS)
-        if in_place:
-            n = min(n, from_x.count)
-        to_y = run_from(y, pixel)
-        direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
-        stream.pixels = n
-        if direct:
-            stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
-            stream.y_channel_step = y.channel_step
-        else:
-            stream.y = <char*> block.partial
-            stream.y_channel_step = pitch * sizeof(float)
-        stream.first_k = 0
-        while stream.first_k < step.k:
-            block.first_k = stream.first_k
-            block.k = stream.k = step.k if in_place else min(plan.kc, step.k - stream.first_k)
-            stream.x_far = in_place and x_far
-            stream.next_rows = 0
-            if in_place:
-                stream.x = from_x.at + block_offset(step, block)
-                stream.x_channel_step = x.channel_step
-            else:
-                gather_pixels(step, block, False, pixel, n, pitch, block.panels)
-                stream.x = <char*> block.panels
-                stream.x_channel_step = pitch * sizeof(float)
-                # With fewer out channels, the prefetches of the packing suffice.
-                if block.x_parts == 1 and step.outs >= STREAM_PREFETCH_OUTS:
-                    plan_next(step, block, &from_x, n, &stream)
-            plan.isa.stream(&stream)
-            stream.first_k += stream.k
-        if not direct:
-            if not step.plain:
-                apply_epilogue(step, block, block.partial, pitch, <int> ceil_div(n, plan.kernels.lanes), True, pixel, n,
-                               0, step.outs)
-            put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
-        done += n
 
 
 cdef inline void plan_next(const Step* step, const Block* block, const Run* from_x, Py_ssize_t pixels,
@@ -197,3 +120,120 @@ cdef inline void plan_next(const Step* step, const Block* block, const Run* from
         stream.next_rows = min(step.plan.kc, left) if left > 0 else step.plan.kc
         stream.next_row_step = x.channel_step
         stream.next_bytes = n * x.item
+
+
+cdef void run_planes(const Step* step, Block* block) noexcept nogil:
+    """One group's out channels for one block of pixels, which lie on the lanes."""
+    cdef const Plan* plan = &step.plan
+    cdef const FeatureMap* x = block.x
+    cdef const FeatureMap* y = block.y
+    cdef Py_ssize_t pitch = stream_pitch(plan.run), packed_pitch = stream_pitch(plan.chunk)
+    cdef Py_ssize_t group = block.group, channel = group * step.outs, done = 0, pixel, n
+    cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
+    cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
+    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32
+    # Planes that are stored past the caches all lie at whole cache lines, from some pixel on.
+    cdef bint y_far = y.far and (y.channel_step % 64 == 0 or step.outs == 1)
+    cdef Py_ssize_t ragged
+    cdef bint in_place, direct
+    cdef stream_t stream
+    cdef Run from_x, to_y
+    stream.all_k = step.k
+    stream.outs = step.outs
+    stream.tiles = plan.out_tiling.tiles
+    stream.weights = step.weights + group * step.group_stride
+    stream.bias = step.bias + group * step.channel_pitch if step.plain else NULL
+    stream.low = lower_bound(step)
+    stream.high = upper_bound(step)
+    while done < block.pixels:
+        pixel = block.first + done
+        block.first_k = 0
+        n = min(plan.run, block.pixels - done)
+        from_x = run_from(x, pixel)
+        in_place = x_in_place and from_x.step == sizeof(float) and (from_x.count >= n
+                                                                    or from_x.count >= STREAM_MIN_PIXELS)
+        n = min(n, from_x.count if in_place else plan.chunk)
+        to_y = run_from(y, pixel)
+        direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
+        stream.sums = <char*> block.partial
+        stream.sums_channel_step = pitch * sizeof(float)
+        stream.y_far = False
+        if direct:
+            stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
+            stream.y_channel_step = y.channel_step
+            if y_far:
+                ragged = -(<Py_ssize_t> stream.y) & 63
+                if ragged == 0:
+                    stream.y_far = True
+                else:
+                    n = min(n, ceil_div(ragged, <Py_ssize_t> sizeof(float)))
+        else:
+            stream.y = <char*> block.partial
+            stream.y_channel_step = pitch * sizeof(float)
+        stream.first_k = 0
+        while stream.first_k < step.k:
+            block.first_k = stream.first_k
+            block.k = stream.k = step.k if in_place else min(plan.kc, step.k - stream.first_k)
+            stream.x_far = in_place and x_far
+            stream.next_rows = 0
+            if in_place:
+                stream.x = from_x.at + block_offset(step, block)
+                stream.x_channel_step = x.channel_step
+            else:
+                gather_pixels(step, block, False, pixel, n, packed_pitch, block.panels)
+                stream.x = <char*> block.panels
+                stream.x_channel_step = packed_pitch * sizeof(float)
+                # With fewer out channels, the prefetches of the packing suffice.
+                if block.x_parts == 1 and step.outs >= STREAM_PREFETCH_OUTS:
+                    plan_next(step, block, &from_x, n, &stream)
+            stream.pixels = n
+            plan.isa.stream(&stream)
+            stream.first_k += stream.k
+        if not direct:
+            if not step.plain:
+                apply_epilogue(step, block, block.partial, pitch, <int> ceil_div(n, plan.kernels.lanes), True, pixel, n,
+                               0, step.outs)
+            put_rectangle(plan.isa, y, block.span, block.partial, pitch, True, pixel, n, channel, step.outs)
+        done += n
+
+
+cdef void run_rows(const Step* step, const Block* block) noexcept nogil:
+    """One block of pixels whose channels are adjacent, in the order in which they lie."""
+    cdef const FeatureMap* x = block.x
+    cdef const FeatureMap* y = block.y
+    cdef Py_ssize_t done = 0
+    cdef Run from_x, to_y
+    cdef adjacent_t a
+    a.x_kind = x.kind
+    a.k = step.k
+    a.outs = step.outs
+    a.weights = step.weights
+    a.bias = step.bias
+    a.low = lower_bound(step)
+    a.high = upper_bound(step)
+    a.y_kind = y.kind
+    a.planes = y.channel_step != y.item and step.outs > 1
+    a.y_channel_step = y.channel_step
+    a.far = y.far
+    a.slack = y.slack
+    while done < block.pixels:
+        from_x = run_from(x, block.first + done)
+        to_y = run_from(y, block.first + done)
+        a.x = from_x.at + block.span * x.span_step
+        a.x_step = from_x.step
+        a.y = to_y.at + block.span * y.span_step
+        a.y_step = to_y.step
+        a.pixels = min(block.pixels - done, min(from_x.count, to_y.count))
+        step.plan.isa.multiply_adjacent(&a)
+        done += a.pixels
+
+
+cdef void run_streamed(const Step* step, Block* block, Py_ssize_t group) noexcept nogil:
+    """One group's out channels for one block of pixels, chunk by chunk."""
+    block.group = group
+    block.first_k = 0
+    block.k = step.k
+    if step.plan.rowwise:
+        run_rows(step, block)
+    else:
+        run_planes(step, block)

@@ -120,17 +120,21 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm_storel_epi64((__m128i *)((char *)p + 16), _mm256_extracti128_si256(run, 1));
 }
 
-static inline void store_past_caches(void *p, vec v) {
-    _mm256_stream_ps(p, v);
+static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec v) {
+    _mm_stream_ps((float *)p, _mm256_castps256_ps128(v));
+    _mm_stream_ps((float *)(p + step), _mm256_extractf128_ps(v, 1));
 }
 
-static inline void end_of_stores_past_caches(void) {
-    _mm_sfence();
+static inline void store_past_caches(void *p, vec v) {
+    _mm256_stream_ps(p, v);
 }
 
 /* For stream.h. */
 #define STREAM_MR 4
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+
+/* For adjacent.h. */
+#define ROWS_TILES(X) X(1, 8) X(2, 6) X(3, 4) X(4, 3)
 
 #include "kernels/instruction_set.h"
 

@@ -85,11 +85,13 @@ static inline void store_halves(void *p, vec v) {
 /* For interleave.h. */
 #define SHUFFLE(A, B, I, J, K, L) ((vec)_mm512_shuffle_ps(A, B, _MM_SHUFFLE(L, K, J, I)))
 
+/* Halves, since to insert into 256 bits takes half as long. */
 static inline vec load_quads(const char *p, ptrdiff_t step) {
-    const __m512 first = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p));
-    const __m512 two = _mm512_insertf32x4(first, _mm_loadu_ps((const float *)(p + step)), 1);
-    const __m512 three = _mm512_insertf32x4(two, _mm_loadu_ps((const float *)(p + 2 * step)), 2);
-    return _mm512_insertf32x4(three, _mm_loadu_ps((const float *)(p + 3 * step)), 3);
+    const __m256 one = _mm256_castps128_ps256(_mm_loadu_ps((const float *)p));
+    const __m256 three = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(p + 2 * step)));
+    const __m256 low = _mm256_insertf128_ps(one, _mm_loadu_ps((const float *)(p + step)), 1);
+    const __m256 high = _mm256_insertf128_ps(three, _mm_loadu_ps((const float *)(p + 3 * step)), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
 static inline void store_quads(char *p, ptrdiff_t step, vec v) {
@@ -113,17 +115,46 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
 }
 
-static inline void store_past_caches(void *p, vec v) {
-    _mm512_stream_ps(p, v);
+static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec v) {
+    _mm_stream_ps((float *)p, _mm512_castps512_ps128(v));
+    _mm_stream_ps((float *)(p + step), _mm512_extractf32x4_ps(v, 1));
+    _mm_stream_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps(v, 2));
+    _mm_stream_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps(v, 3));
 }
 
-static inline void end_of_stores_past_caches(void) {
-    _mm_sfence();
+static inline void store_past_caches(void *p, vec v) {
+    _mm512_stream_ps(p, v);
 }
 
 /* For stream.h. */
 #define STREAM_MR 8
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
+
+/* For adjacent.h: up to eight out channels fill half a vector. */
+#define ROWS_TILES(X) X(1, 8) X(2, 8)
+#define HALF_TILES(X) X(1, 8)
+
+typedef float half_vec __attribute__((vector_size(32)));
+
+static inline half_vec half_splat(float x) {
+    return _mm256_set1_ps(x);
+}
+
+static inline half_vec half_fmadd(half_vec a, half_vec b, half_vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+static inline half_vec half_larger(half_vec a, half_vec b) {
+    return _mm256_max_ps(a, b);
+}
+
+static inline half_vec half_smaller(half_vec a, half_vec b) {
+    return _mm256_min_ps(a, b);
+}
+
+static inline void half_store_first(void *p, half_vec v, int n) {
+    _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), v);
+}
 
 /* For split.h. */
 typedef uint16_t bf16s __attribute__((vector_size(32)));

@@ -72,13 +72,12 @@ static inline void store_past_caches(void *p, vec v) {
     _mm_stream_ps(p, v);
 }
 
-static inline void end_of_stores_past_caches(void) {
-    _mm_sfence();
-}
-
 /* For stream.h. */
 #define STREAM_MR 4
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+
+/* For adjacent.h. */
+#define ROWS_TILES(X) X(1, 8) X(2, 6) X(3, 4) X(4, 3)
 
 #include "kernels/four_lanes.h"
 

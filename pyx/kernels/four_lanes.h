@@ -31,6 +31,11 @@ static inline void store_quads(char *p, ptrdiff_t step, vec quad) {
     memcpy(p, &quad, sizeof quad);
 }
 
+static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec quad) {
+    (void)step;
+    store_past_caches(p, quad);
+}
+
 static inline ints load_pixels_3(const void *p) {
     uint32_t word[3];
     memcpy(word, p, sizeof word);

@@ -15,6 +15,8 @@
 
 #include "kernels/pixels.h"
 
+#include "kernels/adjacent.h"
+
 #include "kernels/head.h"
 
 #include "machine/limits.h"
@@ -34,7 +36,7 @@
         .pack = pack,                                                           \
         .pack_rows = pack_rows,                                                 \
         .unpack = unpack,                                                       \
-        .multiply_pixels = multiply_pixels,                                     \
+        .multiply_adjacent = multiply_adjacent,                                 \
         .stream = stream,                                                       \
         .stream_mr = STREAM_MR,                                                 \
         .epilogue = epilogue,                                                   \

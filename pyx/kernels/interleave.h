@@ -3,6 +3,7 @@
    A quad is four adjacent float32, 16 bytes. A vector of quads holds LANES / 4 of them, which lie any number of bytes
    apart. The file of an instruction set defines
      load_quads(p, step), store_quads(p, step, v)   a vector of quads, the first one at p
+     store_quads_past_caches(p, step, v)            the same; p and step are multiples of 16
      SHUFFLE(a, b, i, j, k, l)                      in each quad: elements i and j of a, then k and l of b
      load_pixels_3(p), store_pixels_3(p, v)         three adjacent bytes a pixel in the low bytes of integers
    Any number of channels is served by quads of channels: vector i of four holds those of pixels i, i + 4, i + 8, ...,
@@ -46,7 +47,7 @@ INLINE void store_four(char *dst, ptrdiff_t step, vec *plane) {
     UNROLL for (int i = 0; i < 4; i++) store_quads(dst + i * step, 4 * step, plane[i]);
 }
 
-/* LANES adjacent pixels of two to four channels. Vector i holds the quads i, i + CHANNELS, ... of the run that they
+/* LANES adjacent pixels of two to four channels, stored also of one. Vector i holds the quads i, i + CHANNELS, ... of the run that they
    are: every CHANNELS quads are four pixels. */
 INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
     enum { QUAD = 4 * sizeof(float) };
@@ -66,7 +67,7 @@ INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
     }
 }
 
-INLINE void store_planes(char *dst, const vec *plane, const int CHANNELS) {
+INLINE void store_planes(char *dst, const vec *plane, const int CHANNELS, int past_caches) {
     enum { QUAD = 4 * sizeof(float) };
     vec q[4];
     if (CHANNELS == 2) {
@@ -79,11 +80,20 @@ INLINE void store_planes(char *dst, const vec *plane, const int CHANNELS) {
         q[0] = SHUFFLE(ab, ca, 0, 2, 0, 2);
         q[1] = SHUFFLE(bc, ab, 0, 2, 1, 3);
         q[2] = SHUFFLE(ca, bc, 1, 3, 1, 3);
-    } else {
+    } else if (CHANNELS == 4) {
         UNROLL for (int i = 0; i < 4; i++) q[i] = plane[i];
         transpose_quads(q);
     }
-    UNROLL for (int i = 0; i < CHANNELS; i++) store_quads(dst + i * QUAD, CHANNELS * QUAD, q[i]);
+    if (CHANNELS == 1) q[0] = plane[0];
+    UNROLL for (int i = 0; i < CHANNELS; i++) {
+        if (past_caches) {
+            store_quads_past_caches(dst + i * QUAD, CHANNELS * QUAD, q[i]);
+        } else if (CHANNELS == 1) {
+            store(dst, q[0]);
+        } else {
+            store_quads(dst + i * QUAD, CHANNELS * QUAD, q[i]);
+        }
+    }
 }
 
 /* Copies n elements of 1, 2 or 4 bytes; steps in bytes. */
@@ -187,7 +197,7 @@ INLINE void interleave_adjacent(char *dst, const char *src, ptrdiff_t s_row, ptr
     FOR_VECTORS(i, pixels) {
         vec plane[4];
         UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = load(src + c * s_row + i * (ptrdiff_t)sizeof(float));
-        store_planes(dst + i * CHANNELS * (ptrdiff_t)sizeof(float), plane, CHANNELS);
+        store_planes(dst + i * CHANNELS * (ptrdiff_t)sizeof(float), plane, CHANNELS, 0);
     }
 }
 

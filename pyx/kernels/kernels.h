@@ -17,6 +17,8 @@
 #define MAX_MR 32
 #define MAX_VECTORS 6
 #define MAX_NR (MAX_VECTORS * 16)
+#define ROWS_VECTORS 4 /* of out channels in a tile of adjacent_t */
+#define FEW_OUTS 4
 
 /* float32; bfloat16 with two terms a number, which is nearly float32; bfloat16 with one term. */
 enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };
@@ -124,30 +126,41 @@ typedef struct {
     const char *x;            /* float32 [channel][pixel], at any byte address */
     ptrdiff_t x_channel_step; /* bytes */
     ptrdiff_t first_k, k;     /* the channels of this call, */
-    ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK; y holds the sum of the channels before */
+    ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK */
     int x_far;                /* x lies in memory and not in cache: only a few channels are read at a time */
     const char *next;         /* rows of bytes that are prefetched meanwhile */
     ptrdiff_t next_rows, next_row_step, next_bytes;
     const float *weights;  /* [tile][channel][row]; the first outs % tiles tiles have a row more than the others */
     ptrdiff_t outs, tiles; /* no tile has more than isa_t.stream_mr rows */
     ptrdiff_t pixels;
-    char *y;
+    char *sums; /* float32 planes of the sums of the channels before, and of these unless they are the last ones */
+    ptrdiff_t sums_channel_step;
+    char *y; /* finished planes */
     ptrdiff_t y_channel_step;
-    const float *bias; /* NULL: neither bias nor clip */
+    int y_far;         /* y is stored past the caches; all planes lie at whole vectors */
+    const float *bias; /* NULL: neither bias nor clip, and all sums stay in `sums` */
     float low, high;   /* the clip; -inf and inf for none */
 } stream_t;
 
-/* A run of pixels with few channels, adjacent in x and y: y = clip(sum + bias); see pixels.h. */
+/* All out channels of a run of pixels whose channels are adjacent: y = clip(sum + bias); see adjacent.h. */
 typedef struct {
     const char *x;
-    char *y;
-    int x_kind, y_kind;
-    ptrdiff_t k, outs, pixels;
-    const float *weights; /* [channel][out channel] */
+    int x_kind;
+    ptrdiff_t x_step; /* bytes from pixel to pixel */
+    ptrdiff_t k;      /* from 1 to SUM_BLOCK */
+    ptrdiff_t outs, pixels;
+    const float
+        *weights; /* tiles of whole vectors of out channels; [channel][out channel] for up to FEW_OUTS of them */
     const float *bias;
     float low, high; /* the clip; -inf and inf for none */
-    int far;         /* as in unpack_t */
-} pixels_t;
+    char *y;
+    int y_kind;
+    ptrdiff_t y_step;         /* bytes from pixel to pixel; channels are adjacent, but for */
+    int planes;               /* up to FEW_OUTS out channels of at least FEW_OUTS in channels: pixels are adjacent, */
+    ptrdiff_t y_channel_step; /* and channels so many bytes apart */
+    int far;                  /* as in unpack_t */
+    int slack;                /* whole vectors may be written behind each pixel */
+} adjacent_t;
 
 /* The part of the epilogue that a micro-kernel does not do, in place on the sums that it left in `partial`. */
 typedef struct {
@@ -213,7 +226,7 @@ typedef struct {
     void (*pack_rows)(const pack_t *); /* dst[column][channel]; width is the floats from column to column */
     void (*unpack)(const unpack_t *);
     void (*stream)(const stream_t *);
-    int (*multiply_pixels)(const pixels_t *); /* 0 if they were not computed */
+    void (*multiply_adjacent)(const adjacent_t *);
     int stream_mr;
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);

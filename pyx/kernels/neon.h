@@ -95,11 +95,11 @@ static inline void store_past_caches(void *p, vec v) {
     memcpy(p, &v, sizeof v);
 }
 
-static inline void end_of_stores_past_caches(void) {
-}
-
 /* For stream.h. */
 #define STREAM_MR 8
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
+
+/* For adjacent.h. */
+#define ROWS_TILES(X) X(1, 8) X(2, 8) X(3, 6) X(4, 5)
 
 #include "kernels/four_lanes.h"

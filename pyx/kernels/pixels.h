@@ -2,6 +2,18 @@
    multiplied and put together in registers, a vector of them at a time, so that the time is that of moving bytes. The
    order of summation is that of tile.h. */
 
+/* A run of pixels with few channels, adjacent in x and y: y = clip(sum + bias). */
+typedef struct {
+    const char *x;
+    char *y;
+    int x_kind, y_kind;        /* float32 or uint8; low <= 0 if y is uint8 */
+    ptrdiff_t k, outs, pixels; /* at least LANES pixels */
+    const float *weights;      /* [channel][out channel] */
+    const float *bias;
+    float low, high; /* the clip; -inf and inf for none */
+    int past_caches; /* y is float32 at a multiple of 16 bytes */
+} pixels_t;
+
 INLINE int pixel_bytes(const int CHANNELS, const int BYTES) {
     return CHANNELS * (BYTES ? 1 : (int)sizeof(float));
 }
@@ -18,10 +30,9 @@ INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const i
 }
 
 /* Bytes were clipped to their range. */
-INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int BYTES) {
+INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int BYTES, int past_caches) {
     if (!BYTES) {
-        if (CHANNELS == 1) store(dst, plane[0]);
-        if (CHANNELS > 1) store_planes(dst, plane, CHANNELS);
+        store_planes(dst, plane, CHANNELS, past_caches);
         return;
     }
     ivec pixel = splat_int(0);
@@ -29,9 +40,10 @@ INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const 
     store_byte_pixels(dst, pixel, CHANNELS);
 }
 
-/* As many pixels as the record says, at least LANES; from and to bytes if X_BYTES, Y_BYTES. */
-INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pixels, const int K, const int OUTS,
-                         const int X_BYTES, const int Y_BYTES) {
+/* From and to bytes if X_BYTES, Y_BYTES. */
+INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_BYTES, const int Y_BYTES) {
+    const char *x = p->x;
+    char *y = p->y;
     const int x_pixel = pixel_bytes(K, X_BYTES), y_pixel = pixel_bytes(OUTS, Y_BYTES);
     const vec low = splat(Y_BYTES ? 0.0f : p->low);
     const float most = p->high < 0.0f ? 0.0f : p->high > 255.0f ? 255.0f : p->high;
@@ -41,7 +53,7 @@ INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pi
         bias[o] = splat(p->bias[o]);
         UNROLL for (int k = 0; k < K; k++) weight[o][k] = splat(p->weights[k * OUTS + o]);
     }
-    FOR_VECTORS(i, pixels) {
+    FOR_VECTORS(i, p->pixels) {
         vec in[4], out[4];
         __builtin_prefetch(x + i * x_pixel + 1024);
         load_pixels(x + i * x_pixel, in, K, X_BYTES);
@@ -51,29 +63,8 @@ INLINE void multiply_run(const pixels_t *p, const char *x, char *y, ptrdiff_t pi
             /* In this order larger() turns NaN into the lower bound, which is 0 for bytes. */
             out[o] = Y_BYTES ? smaller(high, larger(sum + bias[o], low)) : clip(sum + bias[o], low, high);
         }
-        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES);
+        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES, p->past_caches && i % 4 == 0);
     }
-}
-
-/* A result that is far is put together in cache, in runs. */
-INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_BYTES, const int Y_BYTES) {
-    enum { RUN = 4096 };
-    const int x_pixel = pixel_bytes(K, X_BYTES), y_pixel = pixel_bytes(OUTS, Y_BYTES);
-    const ptrdiff_t at_once = RUN / y_pixel / LANES * LANES;
-    if (!p->far) {
-        multiply_run(p, p->x, p->y, p->pixels, K, OUTS, X_BYTES, Y_BYTES);
-        return;
-    }
-    char run[RUN] __attribute__((aligned(64)));
-    ptrdiff_t i = 0;
-    while (i < p->pixels) {
-        const ptrdiff_t left = p->pixels - i, n = left < at_once + LANES && left > at_once ? at_once - LANES : at_once;
-        const ptrdiff_t some = smaller_of(left, n);
-        multiply_run(p, p->x + i * x_pixel, run, some, K, OUTS, X_BYTES, Y_BYTES);
-        copy_past_caches(p->y + i * y_pixel, run, some * y_pixel);
-        i += some;
-    }
-    end_of_stores_past_caches();
 }
 
 #define FOUR(X, OUTS) X(1, OUTS) X(2, OUTS) X(3, OUTS) X(4, OUTS)
@@ -99,14 +90,7 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
 
 PIXEL_SIZES(PIXEL_KERNELS)
 
-/* 1 if this instruction set computes such pixels; then they are computed if there are LANES of them. */
-static int multiply_pixels(const pixels_t *p) {
+static void multiply_pixels(const pixels_t *p) {
     static void (*const kernel[2][2][4][4])(const pixels_t *) = {PIXEL_SIZES(PIXEL_ENTRIES)};
-    const int is_known = (p->x_kind == KIND_FLOAT32 || p->x_kind == KIND_UINT8) &&
-                         (p->y_kind == KIND_FLOAT32 || p->y_kind == KIND_UINT8);
-    /* The range of bytes and the clip are one clip, unless NaN had to become less than its lower bound. */
-    if (p->y_kind == KIND_UINT8 && p->low > 0.0f) return 0;
-    if (!is_known || p->k > 4 || p->outs > 4 || p->k < 1 || p->pixels < LANES) return 0;
     kernel[p->x_kind == KIND_UINT8][p->y_kind == KIND_UINT8][p->k - 1][p->outs - 1](p);
-    return 1;
 }

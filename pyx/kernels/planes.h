@@ -192,10 +192,17 @@ static void copy_past_caches(char *dst, const char *src, ptrdiff_t bytes) {
     memcpy(dst + i, src + i, (size_t)(bytes - i));
 }
 
-/* A map that is far is stored in runs that were put together in cache, if its pixels or its planes have no gaps. */
-static void unpack(const unpack_t *u) {
+/* A map that is far is stored in runs that were put together in cache, if its pixels or its planes have no gaps.
+   pwconv_end_of_stores() has to follow before another thread reads them. */
+static void unpack(const unpack_t *all) {
     enum { BYTES = 8192 };
-    const ptrdiff_t size = element_size(u->kind), pixel_bytes = u->channels * size;
+    unpack_t rows = *all, *const u = &rows;
+    const ptrdiff_t size = element_size(u->kind);
+    if (u->step == size && u->channel_step == u->pixels * size && u->pitch == u->pixels) { /* planes without gaps */
+        u->pixels *= u->channels;
+        u->channels = 1;
+    }
+    const ptrdiff_t pixel_bytes = u->channels * size;
     const int pixels_adjacent = u->step == size, channels_adjacent = u->channel_step == size && u->step == pixel_bytes;
     if (!u->far || !(pixels_adjacent || channels_adjacent) || pixel_bytes > BYTES) {
         unpack_through_cache(u);
@@ -224,5 +231,4 @@ static void unpack(const unpack_t *u) {
             }
         }
     }
-    end_of_stores_past_caches();
 }

@@ -1,10 +1,14 @@
 /* The product for layers with few channels, whose time is spent on memory: all out channels of a run of pixels in one
    call, planes in and planes out. Pixels lie on the lanes, weights are broadcast. The order of summation is that of
-   tile.h: a sum may rest in y between two channels of a block, which changes no bit of a float32. */
+   tile.h: a sum may rest in memory between two channels of a block, which changes no bit of a float32. */
 
-/* x that is read in place from memory is read a few channels at a time: hardware follows a few runs, and rows that lie
-   a multiple of 4096 bytes apart, as most do, share the few places of one cache set. */
-enum { STREAMS = 4 };
+/* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs.
+   Hardware prefetches so many streams, and rows that lie a multiple of 4096 bytes apart, as most do, share the places
+   of few cache sets. */
+enum { FEW_STREAMS = 16, STREAMS = 8 };
+
+/* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache. */
+enum { SHARED_RUN = 192 };
 
 /* One tile of out channels and some in channels, for all pixels. */
 typedef struct {
@@ -14,13 +18,13 @@ typedef struct {
     const float *weights; /* [channel][row] */
     char *y;
     ptrdiff_t y_channel_step;
+    char *sums; /* of the channels before, and these unless they are the last ones */
+    ptrdiff_t sums_channel_step;
     ptrdiff_t pixels;
-    int first;         /* channels; else y holds the sum of those before */
+    int first;         /* channels: nothing is summed yet */
     const float *bias; /* NULL: the sum is not finished */
-    int clips;
+    int clips, y_far;
     float low, high;
-    const char *prefetch; /* the channels that are read next */
-    ptrdiff_t prefetch_channels;
     const char *next; /* as in stream_t */
     ptrdiff_t next_rows, next_row_step, next_bytes;
 } stream_part_t;
@@ -30,10 +34,10 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
                          int lanes) {
     const char *x = p->x + at;
     const float *weights = p->weights;
-    char *y = p->y + at;
+    char *sums = p->sums + at;
     vec sum[STREAM_MR][MAX_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        const char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
+        const char *here = sums + r * p->sums_channel_step + v * (ptrdiff_t)sizeof(vec);
         sum[r][v] = p->first ? splat(0.0f) : PARTIAL ? load_first(here, lanes) : load(here);
     }
     for (ptrdiff_t k = 0; k < p->k; k++) {
@@ -48,17 +52,21 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         x += p->x_channel_step;
         weights += MR;
     }
+    char *y = p->bias ? p->y + at : sums;
+    const ptrdiff_t y_channel_step = p->bias ? p->y_channel_step : p->sums_channel_step;
     /* Through memory, or compilers keep both in registers during the loop, and spill pixels. */
     float bounds[2] = {p->low, p->high};
     __asm__ volatile("" : "+m"(bounds));
     const vec low = splat(bounds[0]), high = splat(bounds[1]);
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        char *here = y + r * p->y_channel_step + v * (ptrdiff_t)sizeof(vec);
+        char *here = y + r * y_channel_step + v * (ptrdiff_t)sizeof(vec);
         vec out = sum[r][v];
         if (p->bias) out += splat(p->bias[r]);
         if (p->clips) out = clip(out, low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
+        } else if (p->bias && p->y_far) {
+            store_past_caches(here, out);
         } else {
             store(here, out);
         }
@@ -78,10 +86,6 @@ INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTO
             next_at += LINE;
             if (next_at >= p.next_bytes) next_at = 0, next += p.next_row_step, next_rows--;
         }
-        const char *ahead = p.prefetch + i * ONE;
-        for (ptrdiff_t k = 0; k < p.prefetch_channels; k++, ahead += p.x_channel_step) {
-            UNROLL for (int line = 0; line < VECTORS * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
-        }
         stream_block(&p, i * ONE, MR, VECTORS, 0, LANES);
     }
     for (; i + LANES <= p.pixels; i += LANES) stream_block(&p, i * ONE, MR, 1, 0, LANES);
@@ -96,38 +100,44 @@ INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTO
 
 STREAM_TILES(STREAM_KERNEL)
 
-static void stream(const stream_t *s) {
+/* All tiles of out channels, for some in channels of a run of pixels. */
+INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel, ptrdiff_t first, ptrdiff_t pixels) {
     static void (*const kernel[])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
-    const ptrdiff_t at_once = s->x_far ? STREAMS : s->k;
     const ptrdiff_t base = s->tiles ? s->outs / s->tiles : 0, taller = s->tiles ? s->outs % s->tiles : 0;
+    const int finishes = s->bias && s->first_k + channel + p->k == s->all_k;
+    p->pixels = pixels;
+    p->first = s->first_k + channel == 0;
+    p->clips = finishes && (s->low > -INFINITY || s->high < INFINITY);
+    p->x = s->x + channel * s->x_channel_step + first * (ptrdiff_t)sizeof(float);
+    for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
+        const ptrdiff_t mr = base + (tile < taller);
+        p->weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
+        p->bias = finishes ? s->bias + row : NULL;
+        p->y = s->y + row * s->y_channel_step + first * (ptrdiff_t)sizeof(float);
+        p->sums = s->sums + row * s->sums_channel_step + first * (ptrdiff_t)sizeof(float);
+        kernel[mr](p);
+        p->next_rows = 0;
+        row += mr;
+    }
+}
+
+static void stream(const stream_t *s) {
+    const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? STREAMS : s->k;
+    const ptrdiff_t run = s->tiles > 1 && s->next_rows == 0 ? SHARED_RUN : s->pixels;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
                        .y_channel_step = s->y_channel_step,
-                       .pixels = s->pixels,
+                       .sums_channel_step = s->sums_channel_step,
+                       .y_far = s->y_far,
                        .next = s->next,
                        .next_rows = s->next_rows,
                        .next_row_step = s->next_row_step,
                        .next_bytes = s->next_bytes,
                        .low = s->low,
                        .high = s->high};
-    for (ptrdiff_t channel = 0; channel < s->k; channel += at_once) {
-        p.k = smaller_of(s->k - channel, at_once);
-        p.x = s->x + channel * s->x_channel_step;
-        p.first = s->first_k + channel == 0;
-        const int last = channel + p.k == s->k;
-        const int finishes = s->bias && last && s->first_k + s->k == s->all_k;
-        if (s->x_far) {
-            p.prefetch = last ? s->x + s->pixels * (ptrdiff_t)sizeof(float) : p.x + p.k * s->x_channel_step;
-            p.prefetch_channels = smaller_of(last ? s->k : s->k - channel - p.k, STREAMS);
-        }
-        for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
-            const ptrdiff_t mr = base + (tile < taller);
-            p.weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
-            p.bias = finishes ? s->bias + row : NULL;
-            p.clips = finishes && (s->low > -INFINITY || s->high < INFINITY);
-            p.y = s->y + row * s->y_channel_step;
-            kernel[mr](&p);
-            p.prefetch_channels = p.next_rows = 0;
-            row += mr;
+    for (ptrdiff_t channel = 0; channel < s->k; channel += channels) {
+        p.k = smaller_of(s->k - channel, channels);
+        for (ptrdiff_t i = 0; i < s->pixels; i += run) {
+            stream_tiles(s, &p, channel, i, smaller_of(run, s->pixels - i));
         }
     }
 }

@@ -121,6 +121,10 @@ void pwconv_float_leave(uint64_t before) {
     _mm_setcsr((unsigned)before);
 }
 
+void pwconv_end_of_stores(void) {
+    _mm_sfence();
+}
+
 #elif defined(__aarch64__)
 
 extern const isa_t pwconv_isa_neon;
@@ -206,6 +210,9 @@ uint64_t pwconv_float_enter(void) {
 void pwconv_float_leave(uint64_t before) {
     const uint64_t control = before & 0xffffffff, status = before >> 32;
     __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(control), "r"(status));
+}
+
+void pwconv_end_of_stores(void) {
 }
 
 #else

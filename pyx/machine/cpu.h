@@ -28,6 +28,9 @@ size_t pwconv_cache_bytes(int level);
 uint64_t pwconv_float_enter(void);
 void pwconv_float_leave(uint64_t before);
 
+/* Makes stores past the caches visible to other threads before what this thread stores next. */
+void pwconv_end_of_stores(void);
+
 const char *pwconv_compiler(void);
 
 #endif

@@ -1,0 +1,237 @@
+/* Pixels whose channels are adjacent, in x and mostly in y, are multiplied in the order in which they lie: by pixels.h
+   if there are few channels on both sides, by rows.h if there are more out channels, else by multiply_few() below.
+
+   The file of an instruction set defines ROWS_TILES(X); and HALF_TILES(X) with half_vec and its operations if half a
+   vector is worth a type of its own. */
+
+/* Bytes behind the pixels that are multiplied from which on x is prefetched: lines arrive from memory before they are
+   read, and stay in the first-level cache. Hardware does as well for few channels, whose lines are read in order. */
+enum { ROWS_AHEAD = 4096, FEW_AHEAD_MIN_K = 17, MAX_ROWS_MR = 8 };
+
+/* The fields of adjacent_t for the product of a few pixels: x is float32, and so is y. */
+typedef struct {
+    const char *x;
+    ptrdiff_t x_step, k;
+    const float *weights;
+    ptrdiff_t outs, pixels;
+    char *y;
+    ptrdiff_t y_step, y_channel_step;
+    int slack;
+    int past_caches; /* y has no gaps and lies at a multiple of 16 bytes */
+    const float *bias;
+    float low, high;
+} rows_t;
+
+#define ROWS(name) name
+#define ROWS_LANES LANES
+#include "kernels/rows.h"
+#undef ROWS
+#undef ROWS_LANES
+#undef ROWS_TILES
+
+#ifdef HALF_TILES
+typedef half_vec loose_half_vec __attribute__((aligned(1), may_alias));
+
+INLINE half_vec half_load(const void *p) {
+    return *(const loose_half_vec *)p;
+}
+
+INLINE void half_store(void *p, half_vec v) {
+    *(loose_half_vec *)p = v;
+}
+
+#define ROWS(name) half_##name
+#define ROWS_LANES (LANES / 2)
+#define ROWS_TILES HALF_TILES
+#include "kernels/rows.h"
+#undef ROWS
+#undef ROWS_LANES
+#undef ROWS_TILES
+#endif
+
+/* Up to FEW_OUTS out channels would fill few lanes, so pixels are transposed in registers and lie on the lanes: at
+   least LANES of them. A quad of channels is read at a time; the last one may overlap the one before, whose channels
+   are not added again. */
+INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
+    enum { LINE = 64 };
+    const rows_t p = *record; /* a copy: as far as a compiler knows, stores to y may change the record */
+    const vec low = splat(p.low), high = splat(p.high);
+    FOR_VECTORS(i, p.pixels) {
+        const char *x = p.x + i * p.x_step, *ahead = x + ROWS_AHEAD + LANES * p.x_step;
+        const float *weights = p.weights;
+        char *y = p.y + i * p.y_step;
+        vec sum[4], plane[4];
+        UNROLL for (int o = 0; o < OUTS; o++) sum[o] = splat(0.0f);
+        for (ptrdiff_t k = 0; k + 4 <= p.k; k += 4) {
+            if (p.k >= FEW_AHEAD_MIN_K) {
+                UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
+            }
+            ahead += 4 * sizeof(vec);
+            load_four(x + k * (ptrdiff_t)sizeof(float), p.x_step, plane);
+            UNROLL for (int j = 0; j < 4; j++) {
+                UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
+                weights += OUTS;
+            }
+        }
+        if (p.k % 4) {
+            load_four(x + (p.k - 4) * (ptrdiff_t)sizeof(float), p.x_step, plane);
+            UNROLL for (int j = 1; j < 4; j++) {
+                if (j < 4 - p.k % 4) continue;
+                UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
+                weights += OUTS;
+            }
+        }
+        UNROLL for (int o = 0; o < OUTS; o++) sum[o] = clip(sum[o] + splat(p.bias[o]), low, high);
+        if (OUTS > 1 && p.y_step == sizeof(float)) {
+            UNROLL for (int o = 0; o < OUTS; o++) store(y + o * p.y_channel_step, sum[o]);
+        } else {
+            store_planes(y, sum, OUTS, p.past_caches && i % 4 == 0);
+        }
+    }
+}
+
+static void multiply_few(const rows_t *p) {
+    switch (p->outs) {
+        case 1: multiply_few_of(p, 1); break;
+        case 2: multiply_few_of(p, 2); break;
+        case 3: multiply_few_of(p, 3); break;
+        default: multiply_few_of(p, 4); break;
+    }
+}
+
+static void multiply_rows(const rows_t *p) {
+    enum { SHARED_PIXELS = 48, WIDTH = ROWS_VECTORS * LANES };
+    const ptrdiff_t tiles = (p->outs + WIDTH - 1) / WIDTH;
+    const int adjacent = p->y_step == p->outs * (ptrdiff_t)sizeof(float);
+    /* Whole vectors of so many pixels may be written: behind each of them lies another pixel, or scratch. */
+    const ptrdiff_t over = p->slack ? p->pixels : adjacent ? p->pixels - (LANES - 1 + p->outs - 1) / p->outs : 0;
+    const ptrdiff_t at_once = tiles > 1 ? SHARED_PIXELS : p->pixels;
+    for (ptrdiff_t i = 0; i < p->pixels; i += at_once) {
+        const ptrdiff_t n = smaller_of(at_once, p->pixels - i);
+        /* The last tile comes first, since it may write beyond its pixel. */
+        for (ptrdiff_t tile = tiles - 1; tile >= 0; tile--) {
+            const ptrdiff_t out = tile * WIDTH, outs = smaller_of(p->outs - out, WIDTH);
+#ifdef HALF_TILES
+            if (outs <= LANES / 2) {
+                half_rows_kernel[1](p, i, n, over, out);
+                continue;
+            }
+#endif
+            rows_kernel[(outs + LANES - 1) / LANES](p, i, n, over, out);
+        }
+    }
+}
+
+/* Where a result that is far is put together, at the same places in cache lines. */
+typedef struct {
+    char *line;     /* of the result */
+    ptrdiff_t from; /* bytes of the first line that are not part of the result */
+    ptrdiff_t held; /* bytes that are put together behind `line` */
+} far_t;
+
+/* Stores the whole lines that are put together past the caches, or all at the end. */
+INLINE void store_far(far_t *f, char *run, int end) {
+    enum { LINE = 64 };
+    const ptrdiff_t whole = f->held / LINE * LINE;
+    ptrdiff_t i = 0;
+    if (f->from && (whole || end)) {
+        const ptrdiff_t first = smaller_of(LINE, f->held);
+        memcpy(f->line + f->from, run + f->from, (size_t)(first - f->from));
+        f->from = 0;
+        i = first;
+    }
+    for (; i < whole; i += sizeof(vec)) store_past_caches(f->line + i, load(run + i));
+    if (end && i < f->held) memcpy(f->line + i, run + i, (size_t)(f->held - i));
+    memcpy(run, run + whole, LINE);
+    f->line += whole;
+    f->held -= whole;
+}
+
+static void multiply_adjacent(const adjacent_t *a) {
+    enum { ONE = sizeof(float), LINE = 64, X_FLOATS = SUM_BLOCK * LANES, Y_FLOATS = 2048 };
+    const int x_size = element_size(a->x_kind), y_size = element_size(a->y_kind);
+    const int is_picture = a->k <= FEW_OUTS && a->outs <= FEW_OUTS && !a->planes, is_few = a->outs <= FEW_OUTS;
+    const int x_adjacent = a->x_step == a->k * x_size, y_adjacent = a->y_step == a->outs * y_size && !a->planes;
+    const int x_bytes = is_picture && x_adjacent && a->x_kind == KIND_UINT8;
+    const int y_bytes = is_picture && y_adjacent && a->y_kind == KIND_UINT8 && a->low <= 0.0f;
+    const int in_place = x_bytes || (a->x_kind == KIND_FLOAT32 && (x_adjacent || !is_picture));
+    /* Quads are stored past the caches at once, other results line by line. */
+    const int past_caches =
+        a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 && (uintptr_t)a->y % (4 * ONE) == 0;
+    const int far = a->far && y_adjacent && !past_caches;
+    const int direct = !far && (y_bytes || (a->y_kind == KIND_FLOAT32 && (y_adjacent || !is_few || a->planes)));
+    const ptrdiff_t x_most = in_place ? PTRDIFF_MAX : X_FLOATS / a->k, y_most = direct ? PTRDIFF_MAX : Y_FLOATS / a->outs;
+    const ptrdiff_t at_once = in_place && direct ? a->pixels : smaller_of(x_most, y_most) / LANES * LANES;
+    float x_block[X_FLOATS], y_block[Y_FLOATS + LANES];
+    char run[LINE + (Y_FLOATS + LANES) * ONE] __attribute__((aligned(LINE)));
+    far_t f = {.line = a->y - ((uintptr_t)a->y & (LINE - 1)), .from = (uintptr_t)a->y & (LINE - 1)};
+    f.held = f.from;
+    for (ptrdiff_t i = 0; i < a->pixels; i += at_once) {
+        const ptrdiff_t n = smaller_of(at_once, a->pixels - i), least = is_few && n < LANES ? LANES : n;
+        const char *x = a->x + i * a->x_step;
+        char *y = a->y + i * (a->planes ? y_size : a->y_step), *to = y;
+        const int here = in_place && n == least, there = direct && n == least;
+        if (!here) {
+            if (n < least) memset(x_block + n * a->k, 0, (size_t)((least - n) * a->k) * ONE);
+            if (x_adjacent) {
+                widen_run(x_block, x, n * a->k, a->x_kind);
+            } else {
+                for (ptrdiff_t j = 0; j < n; j++) widen_run(x_block + j * a->k, x + j * a->x_step, a->k, a->x_kind);
+            }
+            x = (const char *)x_block;
+        }
+        if (!there) to = (char *)y_block;
+        if (far && n == least && (a->y_kind == KIND_FLOAT32 || y_bytes)) to = run + f.held;
+        const int to_bytes = y_bytes && to != (char *)y_block;
+        if (is_picture) {
+            const pixels_t p = {.x = x,
+                                .y = to,
+                                .x_kind = here ? a->x_kind : KIND_FLOAT32,
+                                .y_kind = to_bytes ? KIND_UINT8 : KIND_FLOAT32,
+                                .k = a->k,
+                                .outs = a->outs,
+                                .pixels = least,
+                                .weights = a->weights,
+                                .bias = a->bias,
+                                .low = a->low,
+                                .high = a->high,
+                                .past_caches = past_caches && there};
+            multiply_pixels(&p);
+        } else {
+            const rows_t p = {.x = x,
+                              .x_step = here ? a->x_step : a->k * ONE,
+                              .k = a->k,
+                              .weights = a->weights,
+                              .outs = a->outs,
+                              .pixels = least,
+                              .y = to,
+                              .y_step = a->planes ? ONE : there ? a->y_step : a->outs * ONE,
+                              .y_channel_step = there ? a->y_channel_step : least * ONE,
+                              .slack = a->slack || !there,
+                              .past_caches = past_caches && there,
+                              .bias = a->bias,
+                              .low = a->low,
+                              .high = a->high};
+            if (is_few) {
+                multiply_few(&p);
+            } else {
+                multiply_rows(&p);
+            }
+        }
+        if (far) {
+            if (to == (char *)y_block) narrow_run(run + f.held, y_block, n * a->outs, a->y_kind);
+            f.held += n * a->outs * y_size;
+            store_far(&f, run, i + n == a->pixels);
+        } else if (to == (char *)y_block) {
+            if (a->planes) {
+                for (ptrdiff_t o = 0; o < a->outs; o++) {
+                    narrow_run(y + o * a->y_channel_step, y_block + o * least, n, a->y_kind);
+                }
+            } else if (y_adjacent) {
+                narrow_run(y, y_block, n * a->outs, a->y_kind);
+            } else {
+                for (ptrdiff_t j = 0; j < n; j++) narrow_run(y + j * a->y_step, y_block + j * a->outs, a->outs, a->y_kind);
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+/* The product for few out channels of pixels whose channels are adjacent: they are multiplied where they lie, in the
+   order in which they lie, so that memory is read as one stream while sums are computed. In channels are broadcast and
+   out channels lie on the lanes. The order of summation is that of tile.h.
+
+   Included for each vector type that rows of the result are made of, with
+     ROWS(name)       the type's version of a name: vec and its operations, and of the functions here
+     ROWS_LANES       its lanes
+     ROWS_TILES(X)    X(VECTORS, MR) for each number of vectors of out channels; MR pixels are multiplied at a time */
+
+/* Stores the rows of MR pixels; whole vectors of them if OVER: what they write beyond a pixel is written again. */
+INLINE void ROWS(multiply_some)(const rows_t *p, const char *x, const float *weights, ptrdiff_t out, char *y,
+                                ptrdiff_t ahead_step, const int VECTORS, const int MR, int over) {
+    const char *ahead = x + ROWS_AHEAD + MR * p->x_step;
+    ROWS(vec) sum[MAX_ROWS_MR][ROWS_VECTORS];
+    UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = ROWS(splat)(0.0f);
+    for (ptrdiff_t k = 0; k < p->k; k++) {
+        ROWS(vec) weight[ROWS_VECTORS];
+        UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = ROWS(load)(weights + v * ROWS_LANES);
+        UNROLL for (int r = 0; r < MR; r++) {
+            const ROWS(vec) x_vec = ROWS(splat)(*(const loose_float *)(x + r * p->x_step + k * sizeof(float)));
+            UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = ROWS(fmadd)(x_vec, weight[v], sum[r][v]);
+        }
+        if (MR > 1) __builtin_prefetch(ahead);
+        ahead += ahead_step;
+        weights += VECTORS * LANES;
+    }
+    const ROWS(vec) low = ROWS(splat)(p->low), high = ROWS(splat)(p->high);
+    const ptrdiff_t last = p->outs - out - (VECTORS - 1) * ROWS_LANES;
+    UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
+        char *here = y + r * p->y_step + (out + v * ROWS_LANES) * (ptrdiff_t)sizeof(float);
+        const ROWS(vec) biased = sum[r][v] + ROWS(load)(p->bias + out + v * ROWS_LANES);
+        const ROWS(vec) clipped = ROWS(smaller)(high, ROWS(larger)(low, biased));
+        if (over || v < VECTORS - 1 || last >= ROWS_LANES) {
+            ROWS(store)(here, clipped);
+        } else {
+            ROWS(store_first)(here, clipped, (int)last);
+        }
+    }
+}
+
+/* One tile of out channels for a run of pixels; as many of them as `over` may write beyond themselves. */
+INLINE void ROWS(multiply_tile)(const rows_t *record, ptrdiff_t first, ptrdiff_t pixels, ptrdiff_t over, ptrdiff_t out,
+                                const int VECTORS, const int MR) {
+    const rows_t p = *record; /* a copy: as far as a compiler knows, stores to y may change the record */
+    const float *weights = p.weights + out * p.k;
+    const ptrdiff_t ahead_step = MR * p.x_step / p.k;
+    ptrdiff_t i = first;
+    for (; i + MR <= first + pixels; i += MR) {
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, ahead_step, VECTORS, MR,
+                            i + MR <= over);
+    }
+    for (; i < first + pixels; i++) {
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, 0, VECTORS, 1, i < over);
+    }
+}
+
+#define ROWS_KERNEL(VECTORS, MR)                                                                                     \
+    static void ROWS(multiply_##VECTORS)(const rows_t *p, ptrdiff_t first, ptrdiff_t pixels, ptrdiff_t over,          \
+                                         ptrdiff_t out) {                                                            \
+        ROWS(multiply_tile)(p, first, pixels, over, out, VECTORS, MR);                                               \
+    }
+#define ROWS_ENTRY(VECTORS, MR) [VECTORS] = ROWS(multiply_##VECTORS),
+
+ROWS_TILES(ROWS_KERNEL)
+
+static void (*const ROWS(rows_kernel)[])(const rows_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                                         ptrdiff_t) = {ROWS_TILES(ROWS_ENTRY)};
+
+#undef ROWS_KERNEL
+#undef ROWS_ENTRY
