@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pwconv import arguments, reference
+from pwconv import arguments, reference, runtime
 from pwconv.activations import derivative
 from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
-from pwconv.boxes import boxes_of
 from pwconv.functional import pointwise_conv
 
 # Sums over pixels are computed in chunks, so that copies and packed weights stay small.
@@ -95,8 +94,9 @@ def pointwise_conv_backward(
     if "x" in task.need:
         grads = _grad_x(task)
         grad_x = grads if isinstance(task.call.x, list) else grads[0]
-    grad_weight = _grad_weight(task, np.shape(weight)) if "weight" in task.need else None
-    grad_bias = _grad_bias(task) if "bias" in task.need else None
+    grad_weight = grad_bias = None
+    if "weight" in task.need or "bias" in task.need:
+        grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
     return grad_x, grad_weight, grad_bias
 
 
@@ -233,61 +233,17 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
         first += count
 
 
-def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
-    """Compute the gradient of the weights: sums of products over pixels, chunk by chunk."""
-    spec, gradient = task.spec, _channels_first(task.grad_y, task)
-    maps = [_sampled(part, task) for part in task.parts]
-    widths = [len(part) for part in maps]
+def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array, Float32Array | None]:
+    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
     grad = np.zeros(shape, np.float32)
-    matrix = arguments.weight_matrix(grad, spec)
-    columns = _cut(matrix, widths, axis=1) if spec.groups == 1 else [matrix]
-    first = True
-    for box in _chunks(gradient, len(gradient) + sum(widths)):
-        parts = [part[:, *box] for part in maps]
-        if len(parts) > len(columns):
-            parts = [np.concatenate(parts, dtype=np.float32)]
-        for part, own in zip(parts, columns, strict=True):
-            _add_products(gradient[:, *box], part, own, first, spec.groups, task.call.num_threads)
-        first = False
-    return grad
-
-
-def _add_products(
-    gradient: Float32Array, x: NDArray[Any], total: Float32Array, first: bool, groups: int, num_threads: int | None
-) -> None:
-    """Add sum_p gradient[o, p] * x[i, p] to total[o, i]: a convolution whose channels are the pixels."""
-    # The operand that stands for the weights is packed in each call, so it is the smaller one; with groups it must be
-    # the gradient.
-    swapped = groups == 1 and len(x) < len(gradient)
-    weights, maps = (x, gradient) if swapped else (gradient, x)
-    parts = [part for group in _cut(maps, [len(maps) // groups] * groups) for part in _matrices(group)]
-    pointwise_conv(
-        parts,
-        _flat(weights).astype(np.float32, copy=False),
-        groups=groups,
-        layout="LC",
-        out_layout="LC" if swapped else "CL",
-        residual=None if first else total,
-        out=total,
-        num_threads=num_threads,
-    )
-
-
-def _grad_bias(task: Backward) -> Float32Array:
-    """Compute the gradient of the bias; runs of pixels are summed by a convolution with ones, as its channels."""
-    gradient = _channels_first(task.grad_y, task)
-    ones, total = np.ones((1, _BIAS_RUN), np.float32), np.zeros(len(gradient))
-    for box in _chunks(gradient, len(gradient)):
-        for part in _matrices(gradient[:, *box]):
-            whole = part.shape[1] - part.shape[1] % _BIAS_RUN
-            runs = part[:, :whole].reshape(len(part), whole // _BIAS_RUN, _BIAS_RUN)
-            # The contiguous axis goes last, since the engine vectorizes over it.
-            if abs(part.strides[0]) < abs(part.strides[1]):
-                sums = pointwise_conv(runs.T, ones, layout="CBA", num_threads=task.call.num_threads).T
-            else:
-                sums = pointwise_conv(runs, ones, layout="ABC", num_threads=task.call.num_threads)
-            total += sums.sum(axis=(1, 2), dtype=np.float64) + part[:, whole:].sum(axis=1, dtype=np.float64)
-    return total.astype(np.float32)
+    matrix = arguments.weight_matrix(grad, task.spec)
+    bias = np.zeros(len(matrix), np.float32) if "bias" in task.need else None
+    maps = [_sampled(part, task) for part in task.parts]
+    if task.grad_y.size:
+        runtime.engine.sums_of_products(
+            [_channels_first(task.grad_y, task)], maps, matrix, bias, task.spec.groups, None, None, task.call.num_threads
+        )
+    return grad, bias
 
 
 # Maps as matrices of channels and pixels ------------------------------------------------------------------------------

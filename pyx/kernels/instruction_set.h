@@ -17,6 +17,8 @@
 
 #include "kernels/head.h"
 
+#include "kernels/sums.h"
+
 #include "machine/limits.h"
 
 #include "kernels/tile_table.h"
@@ -44,6 +46,9 @@
         .best_resized = best_resized,                                           \
         .discount_nan = discount_nan,                                           \
         .fill_uncounted = fill_uncounted,                                       \
+        .add_sums = add_sums,                                                   \
+        .add_totals = add_totals,                                               \
+        .centre = centre,                                                       \
         .fma_chain = fma_chain,                                                 \
         .sweep = sweep,                                                         \
     }
