@@ -108,7 +108,7 @@ def classify_resized(
 def sums_of_products(
     rows: list[NDArray[Any]],
     columns: list[NDArray[Any]] | None,
-    out: NDArray[Any],
+    out: NDArray[Any] | None,
     ones: NDArray[Any] | None,
     groups: int,
     shift: NDArray[np.float32] | None,

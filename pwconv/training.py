@@ -1,6 +1,5 @@
 """Gradients for training: those of the input and the weights are pointwise convolutions of other operands."""
 
-import math
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +12,7 @@ from pwconv.activations import derivative
 from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
 from pwconv.functional import pointwise_conv
 
-# Sums over pixels are computed in chunks, so that copies and packed weights stay small.
-_CHUNK_ELEMENTS = 1 << 20  # elements of a chunk, in both maps together
-_MIN_CHUNK_PIXELS = 256  # fewer pixels would not be worth the overhead of a call
-_MAX_CHUNK_PIXELS = 16384  # more pixels would add to the rounding error
 _PACKED_ELEMENTS = 1 << 20  # elements of the transposed weights that are packed at a time
-_BIAS_RUN = 64  # pixels that the gradient of the bias sums in float32; sums of such runs are added in float64
-_MIN_IMAGE_PIXELS = 16  # an image of fewer pixels is copied to join its neighbours, not passed as a map of its own
 _PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
 
 
@@ -64,10 +57,10 @@ def pointwise_conv_backward(
 
     Notes
     -----
-    Sums over pixels are computed in chunks of at most 16,384 pixels, which depend on the shapes alone. Within a chunk
-    the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; the chunks are added in ascending
-    order. So results have the same bits for any number of threads. grad_bias is summed in float32 over runs of 64
-    pixels, and the runs in float64.
+    Sums over pixels are computed in blocks of at most 1,024 pixels, in the order of the layout's letters. Within a
+    block the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; blocks are added in float64. The
+    blocks depend on the shapes alone, so results have the same bits for any number of threads, layout, strides of the
+    arrays, and instruction set with FMA. grad_bias is such a sum of products with ones.
 
     The formulas are those of a linear layer (Rumelhart, Hinton and Williams, "Learning representations by
     back-propagating errors", 1986).
@@ -94,9 +87,7 @@ def pointwise_conv_backward(
     if "x" in task.need:
         grads = _grad_x(task)
         grad_x = grads if isinstance(task.call.x, list) else grads[0]
-    grad_weight = grad_bias = None
-    if "weight" in task.need or "bias" in task.need:
-        grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
+    grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
     return grad_x, grad_weight, grad_bias
 
 
@@ -233,17 +224,17 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
         first += count
 
 
-def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array, Float32Array | None]:
+def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array | None, Float32Array | None]:
     """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
-    grad = np.zeros(shape, np.float32)
-    matrix = arguments.weight_matrix(grad, task.spec)
-    bias = np.zeros(len(matrix), np.float32) if "bias" in task.need else None
-    maps = [_sampled(part, task) for part in task.parts]
-    if task.grad_y.size:
+    kernel = np.zeros(shape, np.float32) if "weight" in task.need else None
+    matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
+    bias = np.zeros(len(task.matrix), np.float32) if "bias" in task.need else None
+    if task.grad_y.size and (kernel is not None or bias is not None):
+        rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
         runtime.engine.sums_of_products(
-            [_channels_first(task.grad_y, task)], maps, matrix, bias, task.spec.groups, None, None, task.call.num_threads
+            rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads
         )
-    return grad, bias
+    return kernel, bias
 
 
 # Maps as matrices of channels and pixels ------------------------------------------------------------------------------
@@ -255,11 +246,6 @@ def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     return map_.transpose(axis, *range(axis), *range(axis + 1, map_.ndim))
 
 
-def _cut(array: NDArray[Any], widths: list[int], axis: int = 0) -> list[NDArray[Any]]:
-    """View the parts of an array that have these widths."""
-    return [array] if len(widths) == 1 else np.split(array, np.cumsum(widths)[:-1], axis)
-
-
 def _letters(map_: NDArray[Any]) -> str:
     """Return a layout with channels first, and the batch axis as one of the spatial axes."""
     return "C" + _PIXEL_LETTERS[: map_.ndim - 1]
@@ -269,25 +255,3 @@ def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View the pixels of `x` that the stride selects, with channels first."""
     steps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in task.call.stride))
     return _channels_first(map_, task)[steps]
-
-
-def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
-    """Cut the pixels of maps, which have this many channels together, into boxes that depend on shapes alone."""
-    return boxes_of(map_.shape[1:], min(_MAX_CHUNK_PIXELS, max(_MIN_CHUNK_PIXELS, _CHUNK_ELEMENTS // max(1, channels))))
-
-
-def _matrices(map_: NDArray[Any]) -> list[NDArray[Any]]:
-    """View a map as a matrix of channels and pixels, or as one per image where images are not contiguous."""
-    pixels = map_.squeeze(tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
-    images_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
-    if images_apart and math.prod(pixels.shape[2:]) >= _MIN_IMAGE_PIXELS:
-        return [_flat(pixels[:, i]) for i in range(pixels.shape[1])]
-    return [_flat(pixels)]
-
-
-def _flat(map_: NDArray[Any]) -> NDArray[Any]:
-    """View a map as a matrix of channels and pixels, or copy it where pixels are not evenly spaced."""
-    channels, pixels = len(map_), math.prod(map_.shape[1:])
-    if abs(map_.strides[0]) == map_.itemsize:  # channels are contiguous, and a copy shall keep them so
-        return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
-    return map_.reshape(channels, pixels)

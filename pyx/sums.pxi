@@ -4,10 +4,11 @@
 # (in channels) of the result, or those of a single map with itself. Panels [pixel][channel] are packed from any layout,
 # so that every layout runs the same micro-kernels; operand A is read in place where they can.
 #
-# The order of summation depends on the numbers of pixels and channels alone. Pixels, in the order of the layout's letters,
-# are cut into blocks of at most SUMMED_PIXELS. Within a block the rule of tile.h holds: chains of SUM_BLOCK pixels in
-# float32, added in ascending order. Blocks are added in float64, in ascending order within a segment of consecutive
-# blocks; then segments, in ascending order. So threads may take segments in any order.
+# The order of summation depends on the numbers of pixels and channels alone. Pixels, in the order of the layout's
+# letters, are cut into blocks of at most SUMMED_PIXELS. Within a block the rule of tile.h holds: chains of SUM_BLOCK
+# pixels in float32, added in ascending order. Blocks are added in float64, in ascending order within a segment of
+# consecutive blocks; then segments, in ascending order. So threads may take segments in any order. Sums of the channels
+# themselves are those of sum_panel() in sums.h within a block.
 
 cdef enum:
     SUMMED_PIXELS = 4 * SUM_BLOCK
@@ -31,7 +32,7 @@ cdef struct Sums:
     int threads
     Channels a, b
     bint symmetric                 # a is b: only sums on and above the diagonal are computed
-    bint with_ones                 # A has one more row, of ones, whose products are the sums of B's channels
+    bint with_ones                 # the sums of B's channels are wanted, as if A had one more row, of ones
     Py_ssize_t groups, pixels, block, blocks, segments
     int vectors                    # NR in vectors
     Tiling a_tiling, b_tiling
@@ -78,6 +79,16 @@ cdef inline Py_ssize_t a_start(const Sums* sums, Py_ssize_t tile) noexcept nogil
 
 cdef inline Py_ssize_t b_vectors(const Sums* sums, Py_ssize_t tile) noexcept nogil:
     return vectors_for(sums.kernels, min(sums.b_tiling.nr, sums.b.count - tile * sums.b_tiling.nr))
+
+
+cdef inline Py_ssize_t tile_sums(const Sums* sums) noexcept nogil:
+    """The largest tile."""
+    return sums.kernels.mr[sums.vectors] * sums.b_tiling.nr
+
+
+cdef inline Py_ssize_t part_sums(const Sums* sums) noexcept nogil:
+    """The largest part, in whole tiles."""
+    return sums.part_tiles * tile_sums(sums)
 
 
 cdef Part part_of(const Sums* sums, Py_ssize_t index) noexcept nogil:
@@ -193,12 +204,11 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
     cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, mr, width, panel, k
-    cdef Py_ssize_t tile_sums = kernels.mr[sums.vectors] * nr, place
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place
     cdef float* panels = <float*> (memory + sums.panels_at)
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
     cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
-    cdef float one = 1.0
     cdef bint rowwise = False
     cdef int vectors, skipped
     cdef tile_t tile
@@ -221,36 +231,29 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
             pack_panels(sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
                         pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
         place = 0
-        for a_tile in range(part.first_a, part.end_a + part.ones):
+        for a_tile in range(part.first_a, part.end_a):
+            row = a_start(sums, a_tile)
+            mr = a_start(sums, a_tile + 1) - row
+            if mr == 0:            # the last panel of a symmetric product may have fewer tiles
+                continue
             panel = 0
-            if a_tile == part.end_a:
-                mr = 1
-                tile.a = <const char*> &one
-                tile.a_step = 0
-                rowwise = False
-            else:
-                row = a_start(sums, a_tile)
-                mr = a_start(sums, a_tile + 1) - row
-                if mr <= 0:        # the last panel of a symmetric product has fewer tiles
-                    continue
-                if sums.symmetric:
-                    panel = row // nr
-                    rowwise = False
-                    tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
-                    tile.a = <const char*> (panels if part.diagonal else a_panels)
-                    tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
-                    tile.a += row % nr * <Py_ssize_t> sizeof(float)
-                elif not find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise):
-                    rowwise = sums.a.pixels_adjacent
-                    width = row_floats(k) if rowwise else mr
-                    gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
-                    tile.a = <const char*> a_panels
-                    tile.a_step = width * sizeof(float)
+            if sums.symmetric:
+                panel = row // nr
+                tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
+                tile.a = <const char*> (panels if part.diagonal else a_panels)
+                tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
+                tile.a += row % nr * <Py_ssize_t> sizeof(float)
+            elif not find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise):
+                rowwise = sums.a.pixels_adjacent
+                width = row_floats(k) if rowwise else mr
+                gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
+                tile.a = <const char*> a_panels
+                tile.a_step = width * sizeof(float)
             tile.mr = mr
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
                 skipped = 0
-                if sums.symmetric and a_tile < part.end_a:
+                if sums.symmetric:
                     if b_tile < panel:
                         continue
                     if b_tile == panel:
@@ -258,11 +261,18 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                 tile.b_step = vectors * lanes * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
                 tile.prefetch = tile.b
-                tile.partial = partial + (place * tile_sums if sums.kc < pixels else 0)
+                tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
                 vectors -= skipped
                 kernels.micro_kernel[rowwise][vectors][mr](&tile)
                 if tile.last:
-                    sums.isa.add_sums(totals + place * tile_sums, tile.partial, mr * vectors * lanes, first)
+                    sums.isa.add_sums(totals + place * sums_of_tile, tile.partial, mr * vectors * lanes, first)
+                place += 1
+        if part.ones:
+            for b_tile in range(part.first_b, part.end_b):
+                if first and done == 0:
+                    memset(totals + place * sums_of_tile, 0, nr * sizeof(double))
+                sums.isa.sum_panel(totals + place * sums_of_tile, panels + (b_tile - part.first_b) * nr * k, k,
+                                   b_vectors(sums, b_tile) * lanes)
                 place += 1
         done += k
     return True
@@ -279,21 +289,18 @@ cdef void store_sum(const Sums* sums, char* at, double value) noexcept nogil:
 cdef void store_part(const Sums* sums, const Part* part, const double* totals) noexcept nogil:
     """Stores the sums of a part's tiles in the result; on both sides of the diagonal of a symmetric one."""
     cdef Py_ssize_t lanes = sums.kernels.lanes, nr = sums.b_tiling.nr
-    cdef Py_ssize_t tile_sums = sums.kernels.mr[sums.vectors] * nr
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums)
     cdef Py_ssize_t a_tile, b_tile, row, mr, width, column, columns, skipped, r, c, place = 0
     cdef char* out = sums.out + part.group * sums.out_group_step
     cdef const double* line
-    for a_tile in range(part.first_a, part.end_a + part.ones):
-        row = 0
-        mr = 1
-        if a_tile < part.end_a:
-            row = a_start(sums, a_tile)
-            mr = a_start(sums, a_tile + 1) - row
-            if mr <= 0:
-                continue
+    for a_tile in range(part.first_a, part.end_a):
+        row = a_start(sums, a_tile)
+        mr = a_start(sums, a_tile + 1) - row
+        if mr == 0:
+            continue
         for b_tile in range(part.first_b, part.end_b):
             skipped = 0
-            if sums.symmetric and a_tile < part.end_a:
+            if sums.symmetric:
                 if b_tile < row // nr:
                     continue
                 if b_tile == row // nr:
@@ -301,27 +308,26 @@ cdef void store_part(const Sums* sums, const Part* part, const double* totals) n
             width = b_vectors(sums, b_tile) * lanes - skipped
             column = b_tile * nr + skipped
             columns = min(width, sums.b.count - column)
-            for r in range(mr):
-                line = totals + place * tile_sums + r * width
-                if a_tile == part.end_a:
-                    for c in range(columns):
-                        store_sum(sums, sums.ones_out + (part.group * sums.b.count + column + c) * sums.ones_step, line[c])
-                    continue
-                for c in range(columns):
-                    if sums.symmetric and column + c < row + r:
-                        continue
-                    store_sum(sums, out + (row + r) * sums.out_a_step + (column + c) * sums.out_b_step, line[c])
+            for r in range(row, row + mr):
+                line = totals + place * sums_of_tile + (r - row) * width
+                for c in range(max(0, r - column) if sums.symmetric else 0, columns):
+                    store_sum(sums, out + r * sums.out_a_step + (column + c) * sums.out_b_step, line[c])
                     if sums.symmetric:
-                        store_sum(sums, out + (column + c) * sums.out_a_step + (row + r) * sums.out_b_step, line[c])
+                        store_sum(sums, out + (column + c) * sums.out_a_step + r * sums.out_b_step, line[c])
+            place += 1
+    if part.ones:
+        for b_tile in range(part.first_b, part.end_b):
+            line = totals + place * sums_of_tile
+            for c in range(b_tile * nr, min((b_tile + 1) * nr, sums.b.count)):
+                store_sum(sums, sums.ones_out + (part.group * sums.b.count + c) * sums.ones_step, line[c - b_tile * nr])
             place += 1
 
 
 cdef void run_sums_task(const Sums* sums, Py_ssize_t task, char* memory) noexcept nogil:
     """One segment of one part."""
     cdef Py_ssize_t segment = task % sums.segments, block, pixel
-    cdef Py_ssize_t part_sums = sums.part_tiles * sums.kernels.mr[sums.vectors] * sums.b_tiling.nr
     cdef Part part = part_of(sums, task // sums.segments)
-    cdef double* totals = sums.totals + task * part_sums
+    cdef double* totals = sums.totals + task * part_sums(sums)
     cdef bint first = True
     if sums.segments == 1:
         totals = <double*> (memory + sums.totals_at)
@@ -331,18 +337,18 @@ cdef void run_sums_task(const Sums* sums, Py_ssize_t task, char* memory) noexcep
         if sum_block(sums, &part, pixel, min(sums.block, sums.pixels - pixel), first, totals, memory):
             first = False
     if first:
-        memset(totals, 0, part_sums * sizeof(double))
+        memset(totals, 0, part_sums(sums) * sizeof(double))
     if sums.segments == 1:
         store_part(sums, &part, totals)
 
 
 cdef void join_segments(const Sums* sums, Py_ssize_t index) noexcept nogil:
     """Adds up the segments of one part and stores their sums."""
-    cdef Py_ssize_t part_sums = sums.part_tiles * sums.kernels.mr[sums.vectors] * sums.b_tiling.nr, segment
-    cdef double* totals = sums.totals + index * sums.segments * part_sums
+    cdef Py_ssize_t segment
+    cdef double* totals = sums.totals + index * sums.segments * part_sums(sums)
     cdef Part part = part_of(sums, index)
     for segment in range(1, sums.segments):
-        sums.isa.add_totals(totals, totals + segment * part_sums, part_sums)
+        sums.isa.add_totals(totals, totals + segment * part_sums(sums), part_sums(sums))
     store_part(sums, &part, totals)
 
 
@@ -370,18 +376,26 @@ cdef void run_sums(void* running) noexcept nogil:
         leave(NULL, before)
 
 
+cdef void tile_channels(Sums* sums, int vectors) noexcept nogil:
+    sums.vectors = vectors
+    memset(&sums.a_tiling, 0, sizeof(Tiling))
+    if sums.a.count > 0:
+        sums.a_tiling = a_tiling(sums.a.count, sums.kernels.mr[vectors])
+    sums.b_tiling = b_tiling(sums.b.count, vectors * sums.kernels.lanes)
+    sums.panel_tiles = ceil_div(sums.b_tiling.nr, sums.kernels.mr[vectors])
+
+
 cdef double sums_cycles(const Sums* sums) noexcept nogil:
     """Expected cycles of all products on one thread."""
-    cdef Tiling a = sums.a_tiling
-    cdef double cycles = panel_cycles(sums.kernels, &a, sums.vectors, 0.0, 0.0) * sums.b_tiling.tiles
-    if sums.with_ones:
-        cycles += tile_cycles(sums.kernels, 1, sums.vectors, 0.0) * sums.b_tiling.tiles
+    cdef double cycles = sums.b_tiling.tiles * (
+        panel_cycles(sums.kernels, &sums.a_tiling, sums.vectors, 0.0, 0.0) + 2.0 * sums.vectors)
     return cycles * sums.pixels * sums.groups * (0.5 if sums.symmetric else 1.0)
 
 
-cdef void plan_sums(Sums* sums, int threads) noexcept:
+cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
     """Chooses the partition of the pixels, which shapes alone decide, then tiles and tasks."""
-    cdef Py_ssize_t results = sums.groups * sums.a.count * sums.b.count, tiles, a_tiles, b_tiles, turns
+    cdef Py_ssize_t results = sums.groups * sums.a.count * sums.b.count
+    cdef Py_ssize_t tiles, a_tiles, b_tiles, tasks, fewest, parts
     cdef double cycles, best = -1.0, balance
     cdef int vectors, chosen = 1
     sums.blocks = ceil_div(sums.pixels, SUMMED_PIXELS)
@@ -392,20 +406,17 @@ cdef void plan_sums(Sums* sums, int threads) noexcept:
     else:
         sums.block = sums.pixels
     sums.segments = max(<Py_ssize_t> 1, min(min(sums.blocks, <Py_ssize_t> SEGMENTS), SEGMENT_SUMS // results))
+    if not with_products:
+        sums.a.count = 0
     for vectors in range(1, MAX_VECTORS + 1):
         if sums.kernels.mr[vectors] == 0 or (sums.symmetric and vectors > 2):
             continue
-        sums.vectors = vectors
-        sums.a_tiling = a_tiling(sums.a.count, sums.kernels.mr[vectors])
-        sums.b_tiling = b_tiling(sums.b.count, vectors * sums.kernels.lanes)
+        tile_channels(sums, vectors)
         cycles = sums_cycles(sums)
         if best < 0.0 or cycles < best:
             best = cycles
             chosen = vectors
-    sums.vectors = chosen
-    sums.a_tiling = a_tiling(sums.a.count, sums.kernels.mr[chosen])
-    sums.b_tiling = b_tiling(sums.b.count, chosen * sums.kernels.lanes)
-    sums.panel_tiles = ceil_div(sums.b_tiling.nr, sums.kernels.mr[chosen])
+    tile_channels(sums, chosen)
     # Blocks of B whose panels stay in the second-level cache.
     sums.b_parts = ceil_div(sums.b_tiling.tiles * sums.b_tiling.nr, PACKED_SUMS // SUM_BLOCK)
     sums.b_parts = min(sums.b_parts, sums.b_tiling.tiles)
@@ -419,19 +430,20 @@ cdef void plan_sums(Sums* sums, int threads) noexcept:
         sums.part_tiles = (b_tiles * sums.panel_tiles + 1) * b_tiles
     else:
         tiles = sums.a_tiling.tiles
-        sums.a_parts = 1
+        fewest = 1
         if sums.segments == 1:
             a_tiles = max(<Py_ssize_t> 1, TASK_SUMS // (b_tiles * sums.b_tiling.nr * sums.kernels.mr[chosen]))
-            sums.a_parts = ceil_div(tiles, a_tiles)
+            fewest = max(<Py_ssize_t> 1, ceil_div(tiles, a_tiles))
+        # The even share of the work over that of the busiest thread. B is packed again for each part of A.
+        tasks = sums.groups * sums.b_parts * sums.segments
+        sums.a_parts = fewest
         best = -1.0
-        for a_tiles in range(sums.a_parts, min(tiles, sums.a_parts + 4 * threads) + 1):
-            turns = ceil_div(sums.groups * sums.b_parts * sums.segments * a_tiles, threads)
-            balance = (<double> sums.groups * sums.b_parts * sums.segments * tiles / threads
-                       / (<double> turns * ceil_div(tiles, a_tiles))) - 0.02 * (a_tiles - sums.a_parts)
+        for parts in range(fewest, min(tiles, fewest + 4 * threads) + 1):
+            balance = (<double> tasks * tiles / threads / (ceil_div(tasks * parts, threads) * ceil_div(tiles, parts))
+                       - 0.02 * (parts - fewest))
             if balance > best:
                 best = balance
-                vectors = <int> a_tiles
-        sums.a_parts = vectors
+                sums.a_parts = parts
         sums.parts = sums.groups * sums.a_parts * sums.b_parts
         sums.part_tiles = (ceil_div(tiles, sums.a_parts) + sums.with_ones) * b_tiles
     sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
@@ -441,17 +453,16 @@ cdef void plan_sums(Sums* sums, int threads) noexcept:
 cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
     """Divides a thread's scratch memory."""
     cdef Py_ssize_t k = min(sums.kc, sums.block), panels = b_tiles * sums.b_tiling.nr * k
-    cdef Py_ssize_t tile_sums = sums.kernels.mr[sums.vectors] * sums.b_tiling.nr
     sums.panels_at = 0
     sums.a_at = aligned(panels * sizeof(float))
     sums.partial_at = sums.a_at + aligned(
         (panels if sums.symmetric else sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
     sums.counts_at = sums.partial_at + aligned(
-        (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums * sizeof(float))
+        (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
     sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
     sums.thread_bytes = sums.totals_at
     if sums.segments == 1:
-        sums.thread_bytes += aligned(sums.part_tiles * tile_sums * sizeof(double))
+        sums.thread_bytes += aligned(part_sums(sums) * sizeof(double))
 
 
 cdef int hold_channels(Input* x, maps, Axes* axes, Channels* side, Py_ssize_t groups, Py_ssize_t* pixels) except -1:
@@ -482,11 +493,11 @@ cdef int hold_channels(Input* x, maps, Axes* axes, Channels* side, Py_ssize_t gr
 def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, num_threads):
     """out[o, i] = the sum over pixels of rows[o] * columns[i], for o and i of the same group.
 
-    `rows` and `columns` are lists of maps with channels on their first axis and the same pixels on the others; `out` has
-    a row for each of `rows` and a column for each of `columns` of a group, `ones` receives the sums of `rows`
-    themselves, or is None. Both are float32 or both float64. `columns` may be None: `rows` with themselves, in one
-    group. Then `shift`, float32 and padded by 64 zeros, is subtracted from the channels first, and pixels count where
-    `mask` (bool, C = 1; or None) is true. There is at least one pixel and channel; the caller has checked all arguments.
+    `rows` and `columns` are lists of maps with channels on their first axis and the same pixels on the others. `out`
+    has a row for each of `rows` and a column for each of a group's `columns`; `ones` receives the sums of `rows`. Both
+    are float32 or both float64; one may be None. `columns` may be None: the products of `rows` with themselves, in one
+    group. Then `shift` (float32, behind it 64 zeros) is subtracted from the channels first, and pixels count where
+    `mask` (bool, C = 1; or None) is true. There are pixels and channels; the caller has checked all arguments.
     """
     cdef Sums sums
     cdef Input first, second
@@ -495,7 +506,7 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
     cdef Memory memory
     cdef Py_ssize_t pixels = 0
     cdef size_t at
-    cdef int threads = threads_for(num_threads)
+    cdef int threads = threads_for(num_threads), which
     cdef bint rows_in_b
     memset(&sums, 0, sizeof(Sums))
     memset(buffers.held, 0, sizeof(buffers.held))
@@ -509,14 +520,17 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
         sums.groups = groups
         sums.symmetric = columns is None
         sums.with_ones = ones is not None
-        if not hold_other(&buffers, OUT, out) or (ones is not None and not hold_other(&buffers, BIAS, ones)):
-            raise TypeError("out was not checked")
-        sums.out_wide = buffers.view[OUT].itemsize == sizeof(double)
-        sums.out = <char*> buffers.view[OUT].buf
-        sums.out_a_step = buffers.view[OUT].strides[1]
-        sums.out_b_step = buffers.view[OUT].strides[0]
-        sums.out_group_step = sums.b.count * buffers.view[OUT].strides[0]
+        for which, array in ((OUT, out), (BIAS, ones)):
+            if array is not None and not hold_other(&buffers, which, array):
+                raise TypeError("out or ones was not checked")
+        if out is not None:
+            sums.out_wide = buffers.view[OUT].itemsize == sizeof(double)
+            sums.out = <char*> buffers.view[OUT].buf
+            sums.out_a_step = buffers.view[OUT].strides[1]
+            sums.out_b_step = buffers.view[OUT].strides[0]
+            sums.out_group_step = sums.b.count * buffers.view[OUT].strides[0]
         if ones is not None:
+            sums.out_wide = buffers.view[BIAS].itemsize == sizeof(double)
             sums.ones_out = <char*> buffers.view[BIAS].buf
             sums.ones_step = buffers.view[BIAS].strides[0]
         if sums.symmetric:
@@ -535,11 +549,10 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
             if not rows_in_b:
                 sums.a, sums.b = sums.b, sums.a
                 sums.out_a_step, sums.out_b_step = sums.out_b_step, sums.out_a_step
-        plan_sums(&sums, free_threads(threads))
+        plan_sums(&sums, out is not None, free_threads(threads))
         at = sums.thread_bytes * sums.threads
         if sums.segments > 1:
-            at += (sums.parts * sums.segments * sums.part_tiles * sums.kernels.mr[sums.vectors] * sums.b_tiling.nr
-                   * sizeof(double))
+            at += sums.parts * sums.segments * part_sums(&sums) * sizeof(double)
         memory = take_memory(at)
         sums.memory = memory.data
         sums.totals = <double*> (memory.data + sums.thread_bytes * sums.threads)

@@ -48,6 +48,7 @@
         .fill_uncounted = fill_uncounted,                                       \
         .add_sums = add_sums,                                                   \
         .add_totals = add_totals,                                               \
+        .sum_panel = sum_panel,                                                 \
         .centre = centre,                                                       \
         .fma_chain = fma_chain,                                                 \
         .sweep = sweep,                                                         \
