@@ -216,7 +216,6 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
         counts = NULL
     elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
         return False
-    tile.prefetch_step = 0
     tile.prefetch_whole_row = False
     tile.y = NULL
     tile.bias = NULL
@@ -237,6 +236,8 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
             if mr == 0:            # the last panel of a symmetric product may have fewer tiles
                 continue
             panel = 0
+            tile.prefetch = <const char*> panels
+            tile.prefetch_step = 0
             if sums.symmetric:
                 panel = row // nr
                 tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
@@ -249,6 +250,14 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                 gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
                 tile.a = <const char*> a_panels
                 tile.a_step = width * sizeof(float)
+            elif not rowwise:
+                # Hardware does not follow steps across pages. The channels of the next tile lie behind those of this
+                # one; behind the last tile, the next pixels are wanted.
+                tile.prefetch = tile.a + mr * <Py_ssize_t> sizeof(float)
+                if a_tile == part.end_a - 1:
+                    tile.prefetch = tile.a + k * tile.a_step - (
+                        row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
+                tile.prefetch_step = tile.a_step
             tile.mr = mr
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
@@ -260,7 +269,6 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         skipped = <int> (row % nr // lanes)
                 tile.b_step = vectors * lanes * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
-                tile.prefetch = tile.b
                 tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
                 vectors -= skipped
                 kernels.micro_kernel[rowwise][vectors][mr](&tile)
@@ -388,7 +396,8 @@ cdef void tile_channels(Sums* sums, int vectors) noexcept nogil:
 cdef double sums_cycles(const Sums* sums) noexcept nogil:
     """Expected cycles of all products on one thread."""
     cdef double cycles = sums.b_tiling.tiles * (
-        panel_cycles(sums.kernels, &sums.a_tiling, sums.vectors, 0.0, 0.0) + 2.0 * sums.vectors)
+        panel_cycles(sums.kernels, &sums.a_tiling, sums.vectors, 0.0, 0.0)
+        + sums.vectors * (2.0 + 0.5 * sums.a_tiling.tiles))
     return cycles * sums.pixels * sums.groups * (0.5 if sums.symmetric else 1.0)
 
 
@@ -422,6 +431,8 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
     sums.b_parts = min(sums.b_parts, sums.b_tiling.tiles)
     b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
     sums.kc = PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK
+    if not sums.a.pixels_adjacent:
+        sums.kc = min(sums.kc, <Py_ssize_t> 2 * SUM_BLOCK)  # so that the lines of a tile of A stay in cache
     sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
     threads = <int> max(1.0, min(<double> threads, best / cycles_per_thread()))
     if sums.symmetric:
