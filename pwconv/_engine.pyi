@@ -105,6 +105,16 @@ def classify_resized(
     fill: int | None,
     num_threads: int | None,
 ) -> None: ...
+def sums_of_products(
+    rows: list[NDArray[Any]],
+    columns: list[NDArray[Any]] | None,
+    out: NDArray[Any] | None,
+    ones: NDArray[Any] | None,
+    groups: int,
+    shift: NDArray[np.float32] | None,
+    mask: NDArray[np.bool_] | None,
+    num_threads: int | None,
+) -> None: ...
 def isa_built() -> tuple[str, ...]: ...
 def isa_supported() -> tuple[str, ...]: ...
 def isa_kernel_sets(name: str) -> dict[str, str]: ...

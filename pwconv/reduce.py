@@ -4,26 +4,19 @@ import importlib
 import inspect
 import math
 import sys
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pwconv import arguments, runtime
+from pwconv import arguments, reference, runtime
 from pwconv.arguments import Float32Array
-from pwconv.boxes import boxes_of
-from pwconv.functional import pointwise_conv
 from pwconv.layers import PointwiseConv
 from pwconv.several import run_masked
 
 _SAMPLE_PIXELS = 512  # pixels whose mean is the provisional mean
-# Products are summed in float32 within a block, and in float64 over the blocks.
-_BLOCK_ELEMENTS = 1 << 20
-_MAX_BLOCK_PIXELS = 4096  # more pixels would add to the rounding error
-_STRIP_CHANNELS = 80  # channels whose products with all others are computed at a time
+_PADDING = 64  # zeros behind the provisional mean, of which the engine reads whole vectors
 _ROUNDING = 2.0**-24  # variances of this share of the largest are rounding errors of the sums
-_TASKS = 16  # tasks that threads take in turn; the number is fixed, so that sums do not depend on the threads
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -58,7 +51,7 @@ class ChannelReducer:
     """Principal component analysis of channels: each pixel of a map is a sample, each channel a feature.
 
     Maps in any layout are read in place. The rounding error of covariances does not grow with the map: products of
-    deviations from a provisional mean are summed in float32 over at most 4,096 pixels and in float64 beyond.
+    deviations from a provisional mean are summed in float32 over at most 1,024 pixels and in float64 beyond.
     Eigenvectors are computed in float64. Results do not depend on the number of threads. Attributes and signs are those
     of `sklearn.decomposition.PCA`. A reducer is an estimator in the sense of scikit-learn, but does not import it.
 
@@ -315,26 +308,33 @@ def _decompose(moments: Moments, n_components: Any) -> Spectrum:
 def _moments(layout: str, x: Any, mask: Any, num_threads: int | None) -> Moments:
     """Return the moments of those pixels of a map that count."""
     parts, counted, allowed = arguments.check_pixels(layout, x, mask, num_threads)
+    pixels = math.prod(parts[0].shape[1:]) if counted is None else int(np.count_nonzero(counted))
     shift = _provisional_mean(parts, counted)
     channels = len(shift)
-    boxes = list(boxes_of(parts[0].shape[1:], min(_MAX_BLOCK_PIXELS, max(1, _BLOCK_ELEMENTS // (channels + 1)))))
-    tasks = [task for i in range(_TASKS) if (task := boxes[i::_TASKS])]
-    threads = min(len(tasks), allowed or runtime.get_num_threads())
-    summed = partial(_sum_of_products, parts, counted, shift)
-    total = np.zeros((channels + 1, channels + 1))
-    if threads > 1:
-        from concurrent.futures import ThreadPoolExecutor  # late, since it would slow down importing pwconv
-
-        with ThreadPoolExecutor(threads) as pool:
-            total += sum(pool.map(summed, tasks))
-    else:
-        total += sum(map(summed, tasks))
-    if not np.isfinite(total).all():
+    scatter, sums = np.zeros((channels, channels)), np.zeros(channels)
+    if pixels and channels:
+        _add_products(parts, counted, shift, scatter, sums, allowed)
+    if not (np.isfinite(scatter).all() and np.isfinite(sums).all()):
         raise ValueError("x must not have NaN or infinity (or overflow) in pixels that count: mask= says which do")
-    pixels, sums = int(total[channels, channels]), total[:channels, channels]
-    scatter = total[:channels, :channels] - np.outer(sums, sums) / max(1, pixels)
-    scatter = np.triu(scatter) + np.triu(scatter, 1).T
+    scatter -= np.outer(sums, sums) / max(1, pixels)
     return Moments(pixels, shift + sums / max(1, pixels), scatter)
+
+
+def _add_products(
+    parts: list[NDArray[Any]],
+    counted: NDArray[np.bool_] | None,
+    shift: Float32Array,
+    scatter: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    num_threads: int | None,
+) -> None:
+    """Store the sums over pixels of the channels, less `shift`, and of the products of all pairs of them."""
+    if runtime.resolve_backend("auto") == "numpy":
+        reference.sums_of_products(parts, counted, shift, scatter, sums)
+        return
+    padded = np.concatenate([shift, np.zeros(_PADDING, np.float32)])
+    mask = None if counted is None else counted[np.newaxis]
+    runtime.engine.sums_of_products(parts, None, scatter, sums, 1, padded, mask, num_threads)
 
 
 @np.errstate(all="ignore")  # _moments checks that sums are finite
@@ -346,46 +346,3 @@ def _provisional_mean(parts: list[NDArray[Any]], counted: NDArray[np.bool_] | No
         return np.zeros(sum(map(len, parts)), np.float32)
     sampled: tuple[Any, ...] = np.unravel_index(np.asarray(places[:: -(-len(places) // _SAMPLE_PIXELS)]), pixels)
     return np.concatenate([part[:, *sampled].mean(axis=1, dtype=np.float64) for part in parts]).astype(np.float32)
-
-
-@np.errstate(all="ignore")
-def _sum_of_products(
-    parts: list[NDArray[Any]],
-    counted: NDArray[np.bool_] | None,
-    shift: Float32Array,
-    boxes: list[tuple[slice, ...]],
-) -> NDArray[np.float64]:
-    """Return the sums of products of all pairs of channels, less `shift`, over all pixels in boxes.
-
-    Only the upper triangle of the result is valid. An additional channel of ones adds the channels' sums and the number
-    of pixels to the products. Such sums are a pointwise convolution whose channels are the pixels.
-    """
-    channels = len(shift)
-    # The copy of a block has the axis order of the map.
-    channels_last = all(abs(part.strides[0]) <= part.itemsize for part in parts)
-    scratch = np.empty(0, np.float32)
-    total = np.zeros((channels + 1, channels + 1))
-    strip = -(-(channels + 1) // -(-(channels + 1) // _STRIP_CHANNELS))
-    for box in boxes:
-        shape = parts[0][:, *box].shape[1:]
-        size = (channels + 1) * math.prod(shape)
-        if len(scratch) < size:
-            scratch = np.empty(size, np.float32)
-        if channels_last:
-            block = np.moveaxis(scratch[:size].reshape(*shape, channels + 1), -1, 0)
-            matrix = scratch[:size].reshape(-1, channels + 1).T
-        else:
-            block = scratch[:size].reshape(channels + 1, *shape)
-            matrix = scratch[:size].reshape(channels + 1, -1)
-        first = 0
-        for part in parts:
-            last = first + len(part)
-            np.subtract(part[:, *box], shift[first:last].reshape(-1, *(1,) * len(shape)), out=block[first:last])
-            first = last
-        block[channels] = 1
-        if counted is not None:
-            block[:, ~counted[box]] = 0
-        for start in range(0, channels + 1, strip):
-            rows = slice(start, start + strip)
-            total[rows, start:] += pointwise_conv(matrix[rows], matrix[start:], layout="NC", num_threads=1)
-    return total

@@ -14,6 +14,8 @@ from pwconv import arguments, links
 from pwconv.activations import activate
 from pwconv.arguments import ActivationLike, Float32Array, Spec, StrideLike
 
+_SUMMED_ELEMENTS = 1 << 18  # elements of a map that sums over pixels widen to float64 at a time
+
 
 def pointwise_conv(
     x: Any,
@@ -350,6 +352,27 @@ def principal_components(
     signs = np.sign([row[np.argmax(np.abs(row))] for row in rows])
     components = (signs[:, np.newaxis] * rows)[:kept]
     return Components(components, mean, variances[:kept], ratios[:kept])
+
+
+@np.errstate(all="ignore")
+def sums_of_products(
+    parts: list[NDArray[Any]],
+    counted: NDArray[np.bool_] | None,
+    shift: Float32Array,
+    products: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None:
+    """Store sums over the pixels that count: of the channels less `shift`, and of the products of their pairs.
+
+    The channels are those of all parts, on their first axis. Pixels are computed in float64, some at a time.
+    """
+    at_once = max(1, _SUMMED_ELEMENTS // len(shift))
+    places = range(math.prod(parts[0].shape[1:])) if counted is None else np.flatnonzero(counted)
+    for start in range(0, len(places), at_once):
+        where: tuple[Any, ...] = np.unravel_index(np.asarray(places[start : start + at_once]), parts[0].shape[1:])
+        pixels = np.concatenate([part[:, *where].astype(np.float64) for part in parts]) - shift[:, np.newaxis]
+        products += pixels @ pixels.T
+        sums += pixels.sum(axis=1)
 
 
 class Plan(NamedTuple):

@@ -1,6 +1,5 @@
 """Gradients for training: those of the input and the weights are pointwise convolutions of other operands."""
 
-import math
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -8,19 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pwconv import arguments, reference
+from pwconv import arguments, reference, runtime
 from pwconv.activations import derivative
 from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
-from pwconv.boxes import boxes_of
 from pwconv.functional import pointwise_conv
 
-# Sums over pixels are computed in chunks, so that copies and packed weights stay small.
-_CHUNK_ELEMENTS = 1 << 20  # elements of a chunk, in both maps together
-_MIN_CHUNK_PIXELS = 256  # fewer pixels would not be worth the overhead of a call
-_MAX_CHUNK_PIXELS = 16384  # more pixels would add to the rounding error
 _PACKED_ELEMENTS = 1 << 20  # elements of the transposed weights that are packed at a time
-_BIAS_RUN = 64  # pixels that the gradient of the bias sums in float32; sums of such runs are added in float64
-_MIN_IMAGE_PIXELS = 16  # an image of fewer pixels is copied to join its neighbours, not passed as a map of its own
 _PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
 
 
@@ -65,10 +57,10 @@ def pointwise_conv_backward(
 
     Notes
     -----
-    Sums over pixels are computed in chunks of at most 16,384 pixels, which depend on the shapes alone. Within a chunk
-    the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; the chunks are added in ascending
-    order. So results have the same bits for any number of threads. grad_bias is summed in float32 over runs of 64
-    pixels, and the runs in float64.
+    Sums over pixels are computed in blocks of at most 1,024 pixels, in the order of the layout's letters. Within a
+    block the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; blocks are added in float64. The
+    blocks depend on the shapes alone, so results have the same bits for any number of threads, layout, strides of the
+    arrays, and instruction set with FMA. grad_bias is such a sum of products with ones.
 
     The formulas are those of a linear layer (Rumelhart, Hinton and Williams, "Learning representations by
     back-propagating errors", 1986).
@@ -95,8 +87,7 @@ def pointwise_conv_backward(
     if "x" in task.need:
         grads = _grad_x(task)
         grad_x = grads if isinstance(task.call.x, list) else grads[0]
-    grad_weight = _grad_weight(task, np.shape(weight)) if "weight" in task.need else None
-    grad_bias = _grad_bias(task) if "bias" in task.need else None
+    grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
     return grad_x, grad_weight, grad_bias
 
 
@@ -233,61 +224,17 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
         first += count
 
 
-def _grad_weight(task: Backward, shape: tuple[int, ...]) -> Float32Array:
-    """Compute the gradient of the weights: sums of products over pixels, chunk by chunk."""
-    spec, gradient = task.spec, _channels_first(task.grad_y, task)
-    maps = [_sampled(part, task) for part in task.parts]
-    widths = [len(part) for part in maps]
-    grad = np.zeros(shape, np.float32)
-    matrix = arguments.weight_matrix(grad, spec)
-    columns = _cut(matrix, widths, axis=1) if spec.groups == 1 else [matrix]
-    first = True
-    for box in _chunks(gradient, len(gradient) + sum(widths)):
-        parts = [part[:, *box] for part in maps]
-        if len(parts) > len(columns):
-            parts = [np.concatenate(parts, dtype=np.float32)]
-        for part, own in zip(parts, columns, strict=True):
-            _add_products(gradient[:, *box], part, own, first, spec.groups, task.call.num_threads)
-        first = False
-    return grad
-
-
-def _add_products(
-    gradient: Float32Array, x: NDArray[Any], total: Float32Array, first: bool, groups: int, num_threads: int | None
-) -> None:
-    """Add sum_p gradient[o, p] * x[i, p] to total[o, i]: a convolution whose channels are the pixels."""
-    # The operand that stands for the weights is packed in each call, so it is the smaller one; with groups it must be
-    # the gradient.
-    swapped = groups == 1 and len(x) < len(gradient)
-    weights, maps = (x, gradient) if swapped else (gradient, x)
-    parts = [part for group in _cut(maps, [len(maps) // groups] * groups) for part in _matrices(group)]
-    pointwise_conv(
-        parts,
-        _flat(weights).astype(np.float32, copy=False),
-        groups=groups,
-        layout="LC",
-        out_layout="LC" if swapped else "CL",
-        residual=None if first else total,
-        out=total,
-        num_threads=num_threads,
-    )
-
-
-def _grad_bias(task: Backward) -> Float32Array:
-    """Compute the gradient of the bias; runs of pixels are summed by a convolution with ones, as its channels."""
-    gradient = _channels_first(task.grad_y, task)
-    ones, total = np.ones((1, _BIAS_RUN), np.float32), np.zeros(len(gradient))
-    for box in _chunks(gradient, len(gradient)):
-        for part in _matrices(gradient[:, *box]):
-            whole = part.shape[1] - part.shape[1] % _BIAS_RUN
-            runs = part[:, :whole].reshape(len(part), whole // _BIAS_RUN, _BIAS_RUN)
-            # The contiguous axis goes last, since the engine vectorizes over it.
-            if abs(part.strides[0]) < abs(part.strides[1]):
-                sums = pointwise_conv(runs.T, ones, layout="CBA", num_threads=task.call.num_threads).T
-            else:
-                sums = pointwise_conv(runs, ones, layout="ABC", num_threads=task.call.num_threads)
-            total += sums.sum(axis=(1, 2), dtype=np.float64) + part[:, whole:].sum(axis=1, dtype=np.float64)
-    return total.astype(np.float32)
+def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array | None, Float32Array | None]:
+    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
+    kernel = np.zeros(shape, np.float32) if "weight" in task.need else None
+    matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
+    bias = np.zeros(len(task.matrix), np.float32) if "bias" in task.need else None
+    if task.grad_y.size and (kernel is not None or bias is not None):
+        rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
+        runtime.engine.sums_of_products(
+            rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads
+        )
+    return kernel, bias
 
 
 # Maps as matrices of channels and pixels ------------------------------------------------------------------------------
@@ -299,11 +246,6 @@ def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     return map_.transpose(axis, *range(axis), *range(axis + 1, map_.ndim))
 
 
-def _cut(array: NDArray[Any], widths: list[int], axis: int = 0) -> list[NDArray[Any]]:
-    """View the parts of an array that have these widths."""
-    return [array] if len(widths) == 1 else np.split(array, np.cumsum(widths)[:-1], axis)
-
-
 def _letters(map_: NDArray[Any]) -> str:
     """Return a layout with channels first, and the batch axis as one of the spatial axes."""
     return "C" + _PIXEL_LETTERS[: map_.ndim - 1]
@@ -313,25 +255,3 @@ def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View the pixels of `x` that the stride selects, with channels first."""
     steps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in task.call.stride))
     return _channels_first(map_, task)[steps]
-
-
-def _chunks(map_: NDArray[Any], channels: int) -> Iterator[tuple[slice, ...]]:
-    """Cut the pixels of maps, which have this many channels together, into boxes that depend on shapes alone."""
-    return boxes_of(map_.shape[1:], min(_MAX_CHUNK_PIXELS, max(_MIN_CHUNK_PIXELS, _CHUNK_ELEMENTS // max(1, channels))))
-
-
-def _matrices(map_: NDArray[Any]) -> list[NDArray[Any]]:
-    """View a map as a matrix of channels and pixels, or as one per image where images are not contiguous."""
-    pixels = map_.squeeze(tuple(axis for axis in range(1, map_.ndim) if map_.shape[axis] == 1))
-    images_apart = pixels.ndim > 2 and pixels.strides[1] != pixels.shape[2] * pixels.strides[2]
-    if images_apart and math.prod(pixels.shape[2:]) >= _MIN_IMAGE_PIXELS:
-        return [_flat(pixels[:, i]) for i in range(pixels.shape[1])]
-    return [_flat(pixels)]
-
-
-def _flat(map_: NDArray[Any]) -> NDArray[Any]:
-    """View a map as a matrix of channels and pixels, or copy it where pixels are not evenly spaced."""
-    channels, pixels = len(map_), math.prod(map_.shape[1:])
-    if abs(map_.strides[0]) == map_.itemsize:  # channels are contiguous, and a copy shall keep them so
-        return map_.transpose(*range(1, map_.ndim), 0).reshape(pixels, channels).T
-    return map_.reshape(channels, pixels)

@@ -166,5 +166,9 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*stream)(const stream_t*) noexcept nogil
         void (*multiply_adjacent)(const adjacent_t*) noexcept nogil
         int stream_mr
+        void (*add_sums)(double*, const float*, Py_ssize_t, bint) noexcept nogil
+        void (*add_totals)(double*, const double*, Py_ssize_t) noexcept nogil
+        void (*sum_panel)(double*, const float*, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*centre)(float*, Py_ssize_t, Py_ssize_t, const float*, const uint32_t*) noexcept nogil
         double (*fma_chain)(long) noexcept nogil
         double (*sweep)(int, char*, const char*, size_t) noexcept nogil

@@ -60,6 +60,7 @@ include "step.pxi"
 include "call.pxi"
 include "several.pxi"
 include "report.pxi"
+include "sums.pxi"
 
 
 start_up()

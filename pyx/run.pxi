@@ -62,19 +62,25 @@ cdef void run_running(void* running) noexcept nogil:
 
 
 cdef int run_released(Program* program, Memory memory) except -1:
-    """Runs a program without the GIL, its threads counted as busy, and gives its memory back."""
-    global busy_threads
+    """Runs a program without the GIL, and gives its memory back."""
     cdef Running running
-    cdef int threads = program.schedule.threads
-    cdef bint in_new_thread = forked and threads > 1
     running.program = program
     running.memory = memory.data
-    busy_threads += threads
+    release_and_run(run_running, &running, &program.schedule.threads)
+    return give_back(memory)
+
+
+cdef int release_and_run(work_t work, void* argument, int* threads) except -1:
+    """Runs work on so many threads without the GIL, its threads counted as busy; sets 1 if no thread can be started."""
+    global busy_threads
+    cdef int busy = threads[0]
+    cdef bint in_new_thread = forked and busy > 1
+    busy_threads += busy
     with nogil:
         if not in_new_thread:
-            run_running(&running)
-        elif not pwconv_run_aside(run_running, &running):
-            program.schedule.threads = 1
-            run_running(&running)
-    busy_threads -= threads
-    return give_back(memory)
+            work(argument)
+        elif not pwconv_run_aside(work, argument):
+            threads[0] = 1
+            work(argument)
+    busy_threads -= busy
+    return 0

@@ -241,6 +241,35 @@ class Problem:
                 method(x, mask=mask, fill=fill, out=out, num_threads=threads, **options)
                 self.compare(out, field, expected)
 
+    def check_sums(self, threads: int) -> None:
+        """The same for sums over pixels: gradients, and moments with a mask between fences."""
+        layout, groups = self.options["layout"], self.options["groups"]
+        options = {"layout": layout, "groups": groups, "stride": self.stride}
+        axes = [self.options["out_layout"].index(letter) for letter in layout]
+        gradient = self.draw(tuple(self.out_shape[axis] for axis in axes))
+        fenced, field = place(self.rng, gradient)
+        field.close_for_writing()
+        x, weight, _ = self.fenced()
+        need = self.rng.choice((("weight",), ("bias",), ("x", "weight", "bias")))
+        given = self.parts or self.x
+        expected = pwconv.pointwise_conv_backward(gradient, given, self.weight, need=need, num_threads=1, **options)
+        grads = pwconv.pointwise_conv_backward(fenced, x, weight, need=need, num_threads=threads, **options)
+        for grad, other in zip(grads, expected, strict=True):
+            pairs = zip(grad, other, strict=True) if isinstance(grad, list) else [(grad, other)]
+            assert all(a is b is None or oracle.same_bits(a, b) for a, b in pairs)
+
+        pixels = tuple(size for size, letter in zip(self.x.shape, layout, strict=True) if letter != "C")
+        counts = self.numbers.random(pixels) < self.rng.choice((0.1, 0.9, 1.0))
+        if np.count_nonzero(counts) < 2 or not np.isfinite(self.x.astype(np.float32)).all():
+            return
+        mask, field = place(self.rng, counts)
+        field.close_for_writing()
+        fits = [
+            pwconv.ChannelReducer(layout=layout).fit(map_, mask=where, num_threads=count)
+            for map_, where, count in ((given, counts, 1), (x, mask, threads))
+        ]
+        assert all(np.array_equal(getattr(fits[0], name), getattr(fits[1], name)) for name in ("mean_", "components_"))
+
 
 def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
     """Check problems with these seeds; each is printed first, so the last one printed is the cause of a crash."""
@@ -253,6 +282,8 @@ def compute_between_fences(isa: str, threads: int, seeds: range) -> None:
             problem.check_several(threads)
         if seed % 4 == 1:
             problem.check_classes(threads)
+        if seed % 4 == 2:
+            problem.check_sums(threads)
 
 
 def step_over(where: str) -> None:

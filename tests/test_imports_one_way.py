@@ -20,7 +20,6 @@ PACKAGE = Path(pwconv.__file__).parent
 LATE = {
     "pwconv.arguments.dtypes": {"ml_dtypes"},
     "pwconv.runtime": {"platform", "textwrap"},
-    "pwconv.reduce": {"concurrent.futures"},
     "pwconv.tuning": {"json"},
     "pwconv.commands.demo": {"PIL", "skimage"},
     "pwconv.commands.peers": {"onnx", "onnxruntime", "torch", "torch.nn"},

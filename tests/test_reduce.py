@@ -137,19 +137,56 @@ def test_bfloat16():
     assert np.array_equal(one.components_, other.components_)
 
 
+def assert_same_moments(one, other):
+    for name in ("components_", "mean_", "explained_variance_"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
 @pytest.mark.parametrize("view", [np.s_[:, :, ::-1, 1:-2], np.s_[:, ::2, ::3], np.s_[:, ::-1, :, ::-1]], ids=str)
 def test_views(view):
     x = as_map(mixture(6, count_of("NCHW")), "NCHW")[view]
-    one, other = (ChannelReducer(3).fit(map_) for map_ in (x, np.ascontiguousarray(x)))
-    np.testing.assert_allclose(one.components_, other.components_, atol=1e-6)
-    np.testing.assert_allclose(one.explained_variance_, other.explained_variance_, rtol=1e-6)
+    assert_same_moments(*(ChannelReducer(3).fit(map_) for map_ in (x, np.ascontiguousarray(x))))
 
 
 def test_a_list_of_maps():
     x = as_map(mixture(7, count_of("HWC")), "HWC")
     one, other = (ChannelReducer(3, layout="HWC").fit(map_) for map_ in (x, [x[..., :7], x[..., 7:]]))
-    np.testing.assert_allclose(one.components_, other.components_, atol=1e-6)
+    assert_same_moments(one, other)
     assert oracle.same_bits(other.transform([x[..., :7], x[..., 7:]]), other.transform(x))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("channels", [1, 5, 16, 33, 204, 300])
+def test_layouts_and_instruction_sets_change_no_bit(engine, channels, masked):
+    """Sums over one to many blocks of pixels, in one block of channels and in several."""
+    x = np.random.default_rng(28).standard_normal((2, 60, 70, channels), np.float32)
+    mask = np.random.default_rng(29).random((2, 60, 70)) < 0.7 if masked else None
+    before, fits = engine.isa_active(), []
+    try:
+        for isa in [name for name in engine.isa_supported() if name != "baseline"]:
+            engine.set_isa(isa)
+            for layout in ("NHWC", "NCHW", "NHCW"):
+                map_ = np.ascontiguousarray(np.einsum(f"NHWC->{layout}", x))
+                fits.append(ChannelReducer(layout=layout).fit(map_, mask=mask))
+    finally:
+        engine.set_isa(before)
+    for other in fits[1:]:
+        assert_same_moments(fits[0], other)
+
+
+@pytest.mark.parametrize("layout", ["HWC", "CHW"])
+@pytest.mark.parametrize("channels", [5, 40])
+def test_covariances_are_as_exact_as_numpys(isa, channels, layout):
+    """The error is no larger than that of NumPy's float32 product of the same centred samples; mostly far smaller."""
+    samples = mixture(30, 90000, channels=channels)
+    exact = np.cov(samples.T.astype(np.float64))
+    centred = samples - samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    numpy = centred.T @ centred / np.float32(len(samples) - 1)
+    x = samples.reshape(300, 300, channels)
+    x = x if layout == "HWC" else np.ascontiguousarray(np.moveaxis(x, -1, 0))
+    reducer = ChannelReducer(layout=layout).fit(x)
+    covariance = (reducer.components_.T * reducer.explained_variance_) @ reducer.components_
+    assert np.abs(covariance - exact).max() <= np.abs(numpy - exact).max()
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "CHW"])
@@ -237,7 +274,7 @@ def test_no_copy_of_the_map(layout, view):
     """A fit on a map of 100 MB needs scratch memory for blocks and threads only."""
     call = "(np.full(2, 64) if pwconv.ChannelReducer(2, layout=layout).fit(x, num_threads=1) is not None else None)"
     view = view if layout == "NHWC" else view.replace("3:", ":")
-    assert extra_memory(layout, view, call) < 3 * LIMIT
+    assert extra_memory(layout, view, call) < LIMIT
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 4000])

@@ -168,7 +168,7 @@ def test_views(rng):
     odd_x[:], odd_y[:] = x, grad_y
     plain = pwconv.pointwise_conv_backward(grad_y, x, weight)
     for grad, other in zip(plain, pwconv.pointwise_conv_backward(odd_y, odd_x, weight), strict=True):
-        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
+        assert oracle.same_bits(grad, other)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -183,7 +183,62 @@ def test_lists(rng, layout, axis, groups):
     assert all(part.flags.c_contiguous for part in grad_parts)
     np.testing.assert_array_equal(np.concatenate(grad_parts, axis), whole[0])
     for grad, other in zip(others, whole[1:], strict=True):
-        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-4)
+        assert oracle.same_bits(grad, other)
+
+
+def blocks_of(pixels):
+    """Cut pixels into blocks as the rule says: one up to 1,024; else a multiple of four, up to the last few pixels."""
+    count = -(-pixels // 1024)
+    most = pixels if count == 1 else -(-pixels // (-(-count // 4) * 4) // 16) * 16
+    return [slice(start, start + most) for start in range(0, pixels, most)]
+
+
+def added_in_segments(sums, results):
+    """Add float32 sums of blocks in float64, within segments of consecutive blocks first."""
+    count = max(1, min(len(sums), 32, 2**19 // results))
+    edges = [len(sums) * i // count for i in range(count + 1)]
+    totals = [sum(part.astype(float) for part in sums[a:b]) for a, b in itertools.pairwise(edges)]
+    return sum(totals[1:], start=totals[0]).astype(np.float32)
+
+
+def sums_by_rule(grad_y, x):
+    """Compute sums over pixels, (o, p) and (i, p), with one exactly emulated FMA at a time."""
+    products, own, results = [], [], len(grad_y) * len(x)
+    for block in blocks_of(x.shape[1]):
+        chains = []
+        gradient, seen = grad_y[:, block], x[:, block]
+        for start in range(0, seen.shape[1], oracle.BLOCK):
+            chain = np.zeros((len(grad_y), len(x)), np.float32)
+            for p in range(start, min(start + oracle.BLOCK, seen.shape[1])):
+                chain = oracle.fma(gradient[:, None, p], seen[None, :, p], chain)
+            chains.append(chain)
+        products.append(sum(chains[1:], start=chains[0]))
+        runs = [gradient[:, i : i + 32].cumsum(axis=1)[:, -1].astype(float) for i in range(0, seen.shape[1], 32)]
+        own.append(sum(runs[1:], start=runs[0]))
+    return added_in_segments(products, results), added_in_segments(own, results)
+
+
+@pytest.mark.parametrize(("ins", "outs", "size"), [(3, 5, 46), (24, 16, 9), (45, 70, 23), (300, 20, 25), (7, 1100, 37)])
+def test_the_order_of_summation(rng, fma_isa, ins, outs, size):
+    """One to several blocks of pixels; every layout, list and set of gradients has the bits of the rule."""
+    x, weight, grad_y = problem(rng, "NCHW", channels=ins, outs=outs, H=size, W=size)
+    flat = [np.moveaxis(array, 1, 0).reshape(array.shape[1], -1) for array in (grad_y, x)]
+    expected = sums_by_rule(*flat)
+    for layout in ("NCHW", "NHWC", "NHCW"):
+        gradient, map_ = (np.ascontiguousarray(np.einsum(f"NCHW->{layout}", array)) for array in (grad_y, x))
+        split = np.split(map_, [1], axis=layout.index("C"))
+        for need, given in ((("weight",), map_), (("bias",), map_), (("weight", "bias"), split)):
+            _, *grads = pwconv.pointwise_conv_backward(gradient, given, weight, layout=layout, need=need)
+            for name, grad, value in zip(("weight", "bias"), grads, expected, strict=True):
+                assert grad is None if name not in need else oracle.same_bits(grad, value)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_few_channels_with_a_stride(rng, layout):
+    """A downsampling layer on a large batch: oneDNN 3.4 ends the process here in channels-last."""
+    x, weight, grad_y = problem(rng, layout, channels=4, outs=8, stride=2, N=32, H=128, W=128)
+    grads = pwconv.pointwise_conv_backward(grad_y, x, weight, stride=2, layout=layout)
+    assert_close(grads, by_definition(grad_y, x, weight, layout, stride=2))
 
 
 @pytest.mark.parametrize("outs", [16, 40])

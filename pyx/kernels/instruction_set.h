@@ -19,6 +19,8 @@
 
 #include "kernels/head.h"
 
+#include "kernels/sums.h"
+
 #include "machine/limits.h"
 
 #include "kernels/tile_table.h"
@@ -46,6 +48,10 @@
         .best_resized = best_resized,                                           \
         .discount_nan = discount_nan,                                           \
         .fill_uncounted = fill_uncounted,                                       \
+        .add_sums = add_sums,                                                   \
+        .add_totals = add_totals,                                               \
+        .sum_panel = sum_panel,                                                 \
+        .centre = centre,                                                       \
         .fma_chain = fma_chain,                                                 \
         .sweep = sweep,                                                         \
     }

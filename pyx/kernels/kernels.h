@@ -235,7 +235,11 @@ typedef struct {
     void (*best_resized)(const resize_t *);
     void (*discount_nan)(const head_t *);   /* pixels with a NaN logit do not count */
     void (*fill_uncounted)(const head_t *); /* in labels and values if there are labels, else in logits */
-    double (*fma_chain)(long turns);        /* returns floating-point operations done */
+    void (*add_sums)(double *total, const float *sum, ptrdiff_t n, int first);
+    void (*add_totals)(double *total, const double *more, ptrdiff_t n);
+    void (*sum_panel)(double *total, const float *panel, ptrdiff_t pixels, ptrdiff_t width);
+    void (*centre)(float *panel, ptrdiff_t pixels, ptrdiff_t width, const float *shift, const uint32_t *counts);
+    double (*fma_chain)(long turns);                                     /* returns floating-point operations done */
     double (*sweep)(int kind, char *dst, const char *src, size_t bytes); /* returns a value that depends on all */
 } isa_t;
 

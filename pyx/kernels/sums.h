@@ -1,0 +1,63 @@
+/* Sums over pixels: what surrounds the products, which are those of tile.h with pixels in place of in channels. */
+
+typedef float half_vec __attribute__((vector_size(sizeof(vec) / 2), aligned(1), may_alias));
+typedef double wide_vec __attribute__((vector_size(sizeof(vec))));
+typedef wide_vec loose_wide_vec __attribute__((aligned(1), may_alias));
+
+INLINE void add_run(double *total, vec sum) {
+    float run[LANES];
+    store(run, sum);
+    UNROLL for (int i = 0; i < LANES; i += LANES / 2) {
+        *(loose_wide_vec *)(total + i) += __builtin_convertvector(*(const half_vec *)(run + i), wide_vec);
+    }
+}
+
+/* total[channel] += the sum over pixels of a panel [pixel][channel] of whole vectors. Runs of 32 pixels are summed in
+   float32, several at a time; they are added in float64 in ascending order. */
+static void sum_panel(double *total, const float *panel, ptrdiff_t pixels, ptrdiff_t width) {
+    enum { RUN = 32, RUNS = 8 };
+    for (ptrdiff_t c = 0; c < width; c += LANES) {
+        ptrdiff_t i = 0;
+        for (; i + RUN * RUNS <= pixels; i += RUN * RUNS) {
+            vec sum[RUNS];
+            UNROLL for (int run = 0; run < RUNS; run++) sum[run] = splat(0.0f);
+            for (ptrdiff_t at = i; at < i + RUN; at++) {
+                UNROLL for (int run = 0; run < RUNS; run++) sum[run] += load(panel + (at + run * RUN) * width + c);
+            }
+            UNROLL for (int run = 0; run < RUNS; run++) add_run(total + c, sum[run]);
+        }
+        for (; i < pixels; i += RUN) {
+            vec sum = splat(0.0f);
+            for (ptrdiff_t at = i; at < smaller_of(i + RUN, pixels); at++) sum += load(panel + at * width + c);
+            add_run(total + c, sum);
+        }
+    }
+}
+
+/* total[i] += sum[i], or = sum[i] if `first`, in float64; n is a multiple of LANES. */
+static void add_sums(double *total, const float *sum, ptrdiff_t n, int first) {
+    for (ptrdiff_t i = 0; i < n; i += LANES / 2) {
+        wide_vec v = __builtin_convertvector(*(const half_vec *)(sum + i), wide_vec);
+        if (!first) v += *(const loose_wide_vec *)(total + i);
+        *(loose_wide_vec *)(total + i) = v;
+    }
+}
+
+/* total[i] += more[i]; n is a multiple of LANES. */
+static void add_totals(double *total, const double *more, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += LANES / 2) {
+        *(loose_wide_vec *)(total + i) += *(const loose_wide_vec *)(more + i);
+    }
+}
+
+/* Subtracts a value per channel from a panel [pixel][channel] of whole vectors; pixels that do not count become zeros,
+   whatever they hold. counts: per pixel all ones or 0, or NULL. */
+static void centre(float *panel, ptrdiff_t pixels, ptrdiff_t width, const float *shift, const uint32_t *counts) {
+    for (ptrdiff_t c = 0; c < width; c += LANES) {
+        const vec mean = load(shift + c);
+        for (ptrdiff_t i = 0; i < pixels; i++) {
+            const vec v = load(panel + i * width + c) - mean;
+            store(panel + i * width + c, counts ? (vec)((ivec)v & splat_int((int32_t)counts[i])) : v);
+        }
+    }
+}

@@ -1,0 +1,575 @@
+# Sums over pixels of the products of two maps' channels: X^T Y, for gradients of weights and covariances.
+#
+# The pixels take the place of in channels, and both operands of a tile hold channels: rows (out channels) and columns
+# (in channels) of the result, or those of a single map with itself. Panels [pixel][channel] are packed from any layout,
+# so that every layout runs the same micro-kernels; operand A is read in place where they can.
+#
+# The order of summation depends on the numbers of pixels and channels alone. Pixels, in the order of the layout's
+# letters, are cut into blocks of at most SUMMED_PIXELS. Within a block the rule of tile.h holds: chains of SUM_BLOCK
+# pixels in float32, added in ascending order. Blocks are added in float64, in ascending order within a segment of
+# consecutive blocks; then segments, in ascending order. So threads may take segments in any order. Sums of the channels
+# themselves are those of sum_panel() in sums.h within a block.
+
+cdef enum:
+    SUMMED_PIXELS = 4 * SUM_BLOCK
+    SEGMENTS = 32                  # at most
+    SEGMENT_SUMS = 1 << 19         # sums of all segments together, at most, if there are several
+    PACKED_SUMS = 1 << 16          # floats of a block of B
+    TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
+
+
+cdef struct Channels:
+    # One side of the product: the channels of a map, or of the maps of a list in their order.
+    const FeatureMap* maps
+    int parts
+    Py_ssize_t count               # channels of a group
+    bint pixels_adjacent           # a channel's pixels are adjacent in memory; else rather the channels of a pixel
+
+
+cdef struct Sums:
+    const isa_t* isa
+    const kernel_set_t* kernels
+    int threads
+    Channels a, b
+    bint symmetric                 # a is b: only sums on and above the diagonal are computed
+    bint with_ones                 # the sums of B's channels are wanted, as if A had one more row, of ones
+    Py_ssize_t groups, pixels, block, blocks, segments
+    int vectors                    # NR in vectors
+    Tiling a_tiling, b_tiling
+    Py_ssize_t panel_tiles         # symmetric: tiles of A in a panel of B
+    Py_ssize_t a_parts, b_parts    # blocks of tiles; symmetric: b_parts of both
+    Py_ssize_t part_tiles          # tiles of the largest part
+    Py_ssize_t parts               # pairs of blocks, of all groups
+    const float* shift             # per channel, whole vectors; NULL: nothing is subtracted
+    FeatureMap mask                # data is NULL where all pixels count
+    char* out                      # float32, or float64 if out_wide
+    char* ones_out
+    Py_ssize_t out_a_step, out_b_step, out_group_step, ones_step
+    bint out_wide
+    double* totals                 # of a task where there are several segments, else of a thread
+    Py_ssize_t kc
+    char* memory                   # of all threads
+    size_t panels_at, a_at, partial_at, counts_at, totals_at, thread_bytes
+
+
+cdef struct Part:
+    # A rectangle of tiles of a group's product.
+    Py_ssize_t group, first_a, end_a, first_b, end_b
+    bint diagonal                  # symmetric: both operands are the same channels
+    bint ones                      # the row of ones belongs to it
+
+
+cdef inline Py_ssize_t wide_part(Py_ssize_t tiles, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """The first tile of the i-th of so many nearly equal parts."""
+    return tiles * i // parts
+
+
+cdef inline Py_ssize_t a_start(const Sums* sums, Py_ssize_t tile) noexcept nogil:
+    """The first channel of a tile of A. Those of a symmetric product lie within panels of B."""
+    cdef Tiling inner
+    cdef Py_ssize_t panel
+    if not sums.symmetric:
+        return tile_start(&sums.a_tiling, tile)
+    panel = tile // sums.panel_tiles
+    if panel >= sums.b_tiling.tiles:
+        return sums.b.count
+    inner = a_tiling(min(sums.b_tiling.nr, sums.b.count - panel * sums.b_tiling.nr), sums.kernels.mr[sums.vectors])
+    return panel * sums.b_tiling.nr + tile_start(&inner, tile % sums.panel_tiles)
+
+
+cdef inline Py_ssize_t b_vectors(const Sums* sums, Py_ssize_t tile) noexcept nogil:
+    return vectors_for(sums.kernels, min(sums.b_tiling.nr, sums.b.count - tile * sums.b_tiling.nr))
+
+
+cdef inline Py_ssize_t tile_sums(const Sums* sums) noexcept nogil:
+    """The largest tile."""
+    return sums.kernels.mr[sums.vectors] * sums.b_tiling.nr
+
+
+cdef inline Py_ssize_t part_sums(const Sums* sums) noexcept nogil:
+    """The largest part, in whole tiles."""
+    return sums.part_tiles * tile_sums(sums)
+
+
+cdef Part part_of(const Sums* sums, Py_ssize_t index) noexcept nogil:
+    cdef Part part
+    cdef Py_ssize_t i
+    if sums.symmetric:
+        # Pairs of blocks (first, second) with first <= second, row by row.
+        i = 0
+        while index >= sums.b_parts - i:
+            index -= sums.b_parts - i
+            i += 1
+        part.group = 0
+        part.first_a = wide_part(sums.b_tiling.tiles, sums.b_parts, i) * sums.panel_tiles
+        part.end_a = wide_part(sums.b_tiling.tiles, sums.b_parts, i + 1) * sums.panel_tiles
+        part.first_b = wide_part(sums.b_tiling.tiles, sums.b_parts, i + index)
+        part.end_b = wide_part(sums.b_tiling.tiles, sums.b_parts, i + index + 1)
+        part.diagonal = index == 0
+        part.ones = part.diagonal and sums.with_ones
+        return part
+    i = index % sums.a_parts
+    part.first_a = wide_part(sums.a_tiling.tiles, sums.a_parts, i)
+    part.end_a = wide_part(sums.a_tiling.tiles, sums.a_parts, i + 1)
+    part.ones = sums.with_ones and i == sums.a_parts - 1
+    i = index // sums.a_parts % sums.b_parts
+    part.first_b = wide_part(sums.b_tiling.tiles, sums.b_parts, i)
+    part.end_b = wide_part(sums.b_tiling.tiles, sums.b_parts, i + 1)
+    part.group = index // sums.a_parts // sums.b_parts
+    part.diagonal = False
+    return part
+
+
+cdef void gather_channels(const Sums* sums, const Channels* side, Py_ssize_t group, Py_ssize_t channel,
+                          Py_ssize_t count, Py_ssize_t pixel, Py_ssize_t k, bint rowwise, Py_ssize_t width,
+                          float* dst) noexcept nogil:
+    """Copies channels of k pixels as float32 into panels [pixel][channel], or rows [channel][pixel], of this width."""
+    cdef pack_t pack
+    cdef Py_ssize_t start = 0, first, done
+    cdef const FeatureMap* x
+    cdef Run run
+    cdef int i
+    channel += group * side.count
+    pack.width = width
+    pack.panel = width * k
+    pack.scale = pack.shift = NULL
+    for i in range(side.parts):
+        x = &side.maps[i]
+        first = max(channel, start)
+        pack.count = min(channel + count, start + x.channels) - first
+        if pack.count > 0:
+            pack.kind = x.kind
+            pack.step = x.channel_step
+            pack.at = first - channel
+            done = 0
+            while done < k:
+                run = run_from(x, pixel + done)
+                pack.k = min(run.count, k - done)
+                pack.src = run.at + (first - start) * x.channel_step
+                pack.channel_step = run.step
+                pack.dst = dst + (done if rowwise else done * width)
+                if rowwise:
+                    sums.isa.pack_rows(&pack)
+                else:
+                    sums.isa.pack(&pack)
+                done += pack.k
+        start += x.channels
+
+
+cdef void pack_panels(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
+                      Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
+    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count."""
+    cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
+    cdef Py_ssize_t whole = min(end, sums.b.count // nr)
+    if whole > first:
+        gather_channels(sums, &sums.b, group, first * nr, (whole - first) * nr, pixel, k, False, nr, dst)
+    if whole < end:
+        width = b_vectors(sums, whole) * sums.kernels.lanes
+        gather_channels(sums, &sums.b, group, whole * nr, sums.b.count - whole * nr, pixel, k, False, width,
+                        dst + (whole - first) * nr * k)
+    if sums.shift != NULL:
+        for tile in range(first, end):
+            sums.isa.centre(dst + (tile - first) * nr * k, k, b_vectors(sums, tile) * sums.kernels.lanes,
+                            sums.shift + tile * nr, counts)
+
+
+cdef inline bint find_in_place(const Sums* sums, Py_ssize_t channel, Py_ssize_t mr, Py_ssize_t pixel, Py_ssize_t k,
+                               tile_t* tile, bint* rowwise) noexcept nogil:
+    """Sets where a tile of A reads a map in place; False if it cannot."""
+    cdef const FeatureMap* x = sums.a.maps
+    cdef int i = 0
+    cdef Run run
+    while channel >= x[i].channels:
+        channel -= x[i].channels
+        i += 1
+    if x[i].kind != KIND_FLOAT32 or channel + mr > x[i].channels:
+        return False
+    run = run_from(&x[i], pixel)
+    if run.count < k:
+        return False
+    if run.step == sizeof(float):
+        rowwise[0] = True
+        tile.a_step = x[i].channel_step
+    elif x[i].channel_step == sizeof(float):
+        rowwise[0] = False
+        tile.a_step = run.step
+    else:
+        return False
+    tile.a = run.at + channel * x[i].channel_step
+    return True
+
+
+cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssize_t pixels, bint first,
+                    double* totals, char* memory) noexcept nogil:
+    """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
+    cdef const kernel_set_t* kernels = sums.kernels
+    cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, mr, width, panel, k
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place
+    cdef float* panels = <float*> (memory + sums.panels_at)
+    cdef float* a_panels = <float*> (memory + sums.a_at)
+    cdef float* partial = <float*> (memory + sums.partial_at)
+    cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
+    cdef bint rowwise = False
+    cdef int vectors, skipped
+    cdef tile_t tile
+    if sums.mask.data == NULL:
+        counts = NULL
+    elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
+        return False
+    tile.prefetch_whole_row = False
+    tile.y = NULL
+    tile.bias = NULL
+    while done < pixels:
+        k = min(sums.kc, pixels - done)
+        tile.steps = k
+        tile.first = done == 0
+        tile.last = done + k == pixels
+        pack_panels(sums, part.group, part.first_b, part.end_b, pixel + done, k,
+                    counts + done if counts != NULL else NULL, panels)
+        if sums.symmetric and not part.diagonal:
+            pack_panels(sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
+                        pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
+        place = 0
+        for a_tile in range(part.first_a, part.end_a):
+            row = a_start(sums, a_tile)
+            mr = a_start(sums, a_tile + 1) - row
+            if mr == 0:            # the last panel of a symmetric product may have fewer tiles
+                continue
+            panel = 0
+            tile.prefetch = <const char*> panels
+            tile.prefetch_step = 0
+            if sums.symmetric:
+                panel = row // nr
+                tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
+                tile.a = <const char*> (panels if part.diagonal else a_panels)
+                tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
+                tile.a += row % nr * <Py_ssize_t> sizeof(float)
+            elif not find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise):
+                rowwise = sums.a.pixels_adjacent
+                width = row_floats(k) if rowwise else mr
+                gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
+                tile.a = <const char*> a_panels
+                tile.a_step = width * sizeof(float)
+            elif not rowwise:
+                # Hardware does not follow steps across pages. The channels of the next tile lie behind those of this
+                # one; behind the last tile, the next pixels are wanted.
+                tile.prefetch = tile.a + mr * <Py_ssize_t> sizeof(float)
+                if a_tile == part.end_a - 1:
+                    tile.prefetch = tile.a + k * tile.a_step - (
+                        row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
+                tile.prefetch_step = tile.a_step
+            tile.mr = mr
+            for b_tile in range(part.first_b, part.end_b):
+                vectors = <int> b_vectors(sums, b_tile)
+                skipped = 0
+                if sums.symmetric:
+                    if b_tile < panel:
+                        continue
+                    if b_tile == panel:
+                        skipped = <int> (row % nr // lanes)
+                tile.b_step = vectors * lanes * sizeof(float)
+                tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
+                tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
+                vectors -= skipped
+                kernels.micro_kernel[rowwise][vectors][mr](&tile)
+                if tile.last:
+                    sums.isa.add_sums(totals + place * sums_of_tile, tile.partial, mr * vectors * lanes, first)
+                place += 1
+        if part.ones:
+            for b_tile in range(part.first_b, part.end_b):
+                if first and done == 0:
+                    memset(totals + place * sums_of_tile, 0, nr * sizeof(double))
+                sums.isa.sum_panel(totals + place * sums_of_tile, panels + (b_tile - part.first_b) * nr * k, k,
+                                   b_vectors(sums, b_tile) * lanes)
+                place += 1
+        done += k
+    return True
+
+
+cdef void store_sum(const Sums* sums, char* at, double value) noexcept nogil:
+    cdef float narrow = <float> value
+    if sums.out_wide:
+        memcpy(at, &value, sizeof(double))
+    else:
+        memcpy(at, &narrow, sizeof(float))
+
+
+cdef void store_part(const Sums* sums, const Part* part, const double* totals) noexcept nogil:
+    """Stores the sums of a part's tiles in the result; on both sides of the diagonal of a symmetric one."""
+    cdef Py_ssize_t lanes = sums.kernels.lanes, nr = sums.b_tiling.nr
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums)
+    cdef Py_ssize_t a_tile, b_tile, row, mr, width, column, columns, skipped, r, c, place = 0
+    cdef char* out = sums.out + part.group * sums.out_group_step
+    cdef const double* line
+    for a_tile in range(part.first_a, part.end_a):
+        row = a_start(sums, a_tile)
+        mr = a_start(sums, a_tile + 1) - row
+        if mr == 0:
+            continue
+        for b_tile in range(part.first_b, part.end_b):
+            skipped = 0
+            if sums.symmetric:
+                if b_tile < row // nr:
+                    continue
+                if b_tile == row // nr:
+                    skipped = row % nr // lanes * lanes
+            width = b_vectors(sums, b_tile) * lanes - skipped
+            column = b_tile * nr + skipped
+            columns = min(width, sums.b.count - column)
+            for r in range(row, row + mr):
+                line = totals + place * sums_of_tile + (r - row) * width
+                for c in range(max(0, r - column) if sums.symmetric else 0, columns):
+                    store_sum(sums, out + r * sums.out_a_step + (column + c) * sums.out_b_step, line[c])
+                    if sums.symmetric:
+                        store_sum(sums, out + (column + c) * sums.out_a_step + r * sums.out_b_step, line[c])
+            place += 1
+    if part.ones:
+        for b_tile in range(part.first_b, part.end_b):
+            line = totals + place * sums_of_tile
+            for c in range(b_tile * nr, min((b_tile + 1) * nr, sums.b.count)):
+                store_sum(sums, sums.ones_out + (part.group * sums.b.count + c) * sums.ones_step, line[c - b_tile * nr])
+            place += 1
+
+
+cdef void run_sums_task(const Sums* sums, Py_ssize_t task, char* memory) noexcept nogil:
+    """One segment of one part."""
+    cdef Py_ssize_t segment = task % sums.segments, block, pixel
+    cdef Part part = part_of(sums, task // sums.segments)
+    cdef double* totals = sums.totals + task * part_sums(sums)
+    cdef bint first = True
+    if sums.segments == 1:
+        totals = <double*> (memory + sums.totals_at)
+    for block in range(wide_part(sums.blocks, sums.segments, segment),
+                       wide_part(sums.blocks, sums.segments, segment + 1)):
+        pixel = block * sums.block
+        if sum_block(sums, &part, pixel, min(sums.block, sums.pixels - pixel), first, totals, memory):
+            first = False
+    if first:
+        memset(totals, 0, part_sums(sums) * sizeof(double))
+    if sums.segments == 1:
+        store_part(sums, &part, totals)
+
+
+cdef void join_segments(const Sums* sums, Py_ssize_t index) noexcept nogil:
+    """Adds up the segments of one part and stores their sums."""
+    cdef Py_ssize_t segment
+    cdef double* totals = sums.totals + index * sums.segments * part_sums(sums)
+    cdef Part part = part_of(sums, index)
+    for segment in range(1, sums.segments):
+        sums.isa.add_totals(totals, totals + segment * part_sums(sums), part_sums(sums))
+    store_part(sums, &part, totals)
+
+
+cdef void run_sums(void* running) noexcept nogil:
+    cdef const Sums* sums = <const Sums*> running
+    cdef Py_ssize_t task
+    cdef uint64_t before = 0
+    if sums.threads == 1:
+        before = enter(NULL)
+        for task in range(sums.parts * sums.segments):
+            run_sums_task(sums, task, sums.memory)
+        if sums.segments > 1:
+            for task in range(sums.parts):
+                join_segments(sums, task)
+        leave(NULL, before)
+        return
+    pwconv_let_workers_sleep()
+    with parallel(num_threads=sums.threads):
+        before = enter(NULL)
+        for task in prange(sums.parts * sums.segments, schedule="dynamic"):
+            run_sums_task(sums, task, sums.memory + omp_get_thread_num() * sums.thread_bytes)
+        if sums.segments > 1:
+            for task in prange(sums.parts, schedule="dynamic"):
+                join_segments(sums, task)
+        leave(NULL, before)
+
+
+cdef void tile_channels(Sums* sums, int vectors) noexcept nogil:
+    sums.vectors = vectors
+    memset(&sums.a_tiling, 0, sizeof(Tiling))
+    if sums.a.count > 0:
+        sums.a_tiling = a_tiling(sums.a.count, sums.kernels.mr[vectors])
+    sums.b_tiling = b_tiling(sums.b.count, vectors * sums.kernels.lanes)
+    sums.panel_tiles = ceil_div(sums.b_tiling.nr, sums.kernels.mr[vectors])
+
+
+cdef double sums_cycles(const Sums* sums) noexcept nogil:
+    """Expected cycles of all products on one thread."""
+    cdef double cycles = sums.b_tiling.tiles * (
+        panel_cycles(sums.kernels, &sums.a_tiling, sums.vectors, 0.0, 0.0)
+        + sums.vectors * (2.0 + 0.5 * sums.a_tiling.tiles))
+    return cycles * sums.pixels * sums.groups * (0.5 if sums.symmetric else 1.0)
+
+
+cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
+    """Chooses the partition of the pixels, which shapes alone decide, then tiles and tasks."""
+    cdef Py_ssize_t results = sums.groups * sums.a.count * sums.b.count
+    cdef Py_ssize_t tiles, a_tiles, b_tiles, tasks, fewest, parts
+    cdef double cycles, best = -1.0, balance
+    cdef int vectors, chosen = 1
+    sums.blocks = ceil_div(sums.pixels, SUMMED_PIXELS)
+    if sums.blocks > 1:
+        # An even number, so that few blocks keep two threads busy.
+        sums.block = ceil_div(ceil_div(sums.pixels, ceil_div(sums.blocks, 4) * 4), 16) * 16
+        sums.blocks = ceil_div(sums.pixels, sums.block)
+    else:
+        sums.block = sums.pixels
+    sums.segments = max(<Py_ssize_t> 1, min(min(sums.blocks, <Py_ssize_t> SEGMENTS), SEGMENT_SUMS // results))
+    if not with_products:
+        sums.a.count = 0
+    for vectors in range(1, MAX_VECTORS + 1):
+        if sums.kernels.mr[vectors] == 0 or (sums.symmetric and vectors > 2):
+            continue
+        tile_channels(sums, vectors)
+        cycles = sums_cycles(sums)
+        if best < 0.0 or cycles < best:
+            best = cycles
+            chosen = vectors
+    tile_channels(sums, chosen)
+    # Blocks of B whose panels stay in the second-level cache.
+    sums.b_parts = ceil_div(sums.b_tiling.tiles * sums.b_tiling.nr, PACKED_SUMS // SUM_BLOCK)
+    sums.b_parts = min(sums.b_parts, sums.b_tiling.tiles)
+    b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
+    sums.kc = PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK
+    if not sums.a.pixels_adjacent:
+        sums.kc = min(sums.kc, <Py_ssize_t> 2 * SUM_BLOCK)  # so that the lines of a tile of A stay in cache
+    sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
+    threads = <int> max(1.0, min(<double> threads, best / cycles_per_thread()))
+    if sums.symmetric:
+        sums.a_parts = 1
+        sums.parts = sums.b_parts * (sums.b_parts + 1) // 2
+        sums.part_tiles = (b_tiles * sums.panel_tiles + 1) * b_tiles
+    else:
+        tiles = sums.a_tiling.tiles
+        fewest = 1
+        if sums.segments == 1:
+            a_tiles = max(<Py_ssize_t> 1, TASK_SUMS // (b_tiles * sums.b_tiling.nr * sums.kernels.mr[chosen]))
+            fewest = max(<Py_ssize_t> 1, ceil_div(tiles, a_tiles))
+        # The even share of the work over that of the busiest thread. B is packed again for each part of A.
+        tasks = sums.groups * sums.b_parts * sums.segments
+        sums.a_parts = fewest
+        best = -1.0
+        for parts in range(fewest, min(tiles, fewest + 4 * threads) + 1):
+            balance = (<double> tasks * tiles / threads / (ceil_div(tasks * parts, threads) * ceil_div(tiles, parts))
+                       - 0.02 * (parts - fewest))
+            if balance > best:
+                best = balance
+                sums.a_parts = parts
+        sums.parts = sums.groups * sums.a_parts * sums.b_parts
+        sums.part_tiles = (ceil_div(tiles, sums.a_parts) + sums.with_ones) * b_tiles
+    sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
+    lay_out_sums(sums, b_tiles)
+
+
+cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
+    """Divides a thread's scratch memory."""
+    cdef Py_ssize_t k = min(sums.kc, sums.block), panels = b_tiles * sums.b_tiling.nr * k
+    sums.panels_at = 0
+    sums.a_at = aligned(panels * sizeof(float))
+    sums.partial_at = sums.a_at + aligned(
+        (panels if sums.symmetric else sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
+    sums.counts_at = sums.partial_at + aligned(
+        (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
+    sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
+    sums.thread_bytes = sums.totals_at
+    if sums.segments == 1:
+        sums.thread_bytes += aligned(part_sums(sums) * sizeof(double))
+
+
+cdef int hold_channels(Input* x, maps, Axes* axes, Channels* side, Py_ssize_t groups, Py_ssize_t* pixels) except -1:
+    """Takes the buffers of maps with channels on the first axis."""
+    cdef int i, rank, axis
+    if not hold_input(x, maps) or x.view[0].ndim < 1:
+        raise TypeError("maps were not checked")
+    rank = x.view[0].ndim
+    axes.rank = rank
+    axes.channel = 0
+    axes.batch = -1
+    axes.pixel_axes = rank - 1
+    pixels[0] = 1
+    for axis in range(1, rank):
+        axes.pixel[axis - 1] = axis
+        pixels[0] *= x.view[0].shape[axis]
+    side.maps = x.map
+    side.parts = x.count
+    side.count = 0
+    for i in range(x.count):
+        map_of(&x.view[i], x.map[i].kind, axes, NULL, False, &x.map[i])
+        side.count += x.map[i].channels
+    side.count //= groups
+    side.pixels_adjacent = length_of(x.map[0].step[x.map[0].axes - 1]) <= length_of(x.map[0].channel_step)
+    return 0
+
+
+def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, num_threads):
+    """out[o, i] = the sum over pixels of rows[o] * columns[i], for o and i of the same group.
+
+    `rows` and `columns` are lists of maps with channels on their first axis and the same pixels on the others. `out`
+    has a row for each of `rows` and a column for each of a group's `columns`; `ones` receives the sums of `rows`. Both
+    are float32 or both float64; one may be None. `columns` may be None: the products of `rows` with themselves, in one
+    group. Then `shift` (float32, behind it 64 zeros) is subtracted from the channels first, and pixels count where
+    `mask` (bool, C = 1; or None) is true. There are pixels and channels; the caller has checked all arguments.
+    """
+    cdef Sums sums
+    cdef Input first, second
+    cdef Buffers buffers
+    cdef Axes axes
+    cdef Memory memory
+    cdef Py_ssize_t pixels = 0
+    cdef size_t at
+    cdef int threads = threads_for(num_threads), which
+    cdef bint rows_in_b
+    memset(&sums, 0, sizeof(Sums))
+    memset(buffers.held, 0, sizeof(buffers.held))
+    first.held = second.held = 0
+    first.map = &first.one_map
+    second.map = &second.one_map
+    try:
+        hold_channels(&first, rows, &axes, &sums.b, groups, &sums.pixels)
+        sums.isa = pwconv_isa(active_isa)
+        sums.kernels = &sums.isa.float32
+        sums.groups = groups
+        sums.symmetric = columns is None
+        sums.with_ones = ones is not None
+        for which, array in ((OUT, out), (BIAS, ones)):
+            if array is not None and not hold_other(&buffers, which, array):
+                raise TypeError("out or ones was not checked")
+        if out is not None:
+            sums.out_wide = buffers.view[OUT].itemsize == sizeof(double)
+            sums.out = <char*> buffers.view[OUT].buf
+            sums.out_a_step = buffers.view[OUT].strides[1]
+            sums.out_b_step = buffers.view[OUT].strides[0]
+            sums.out_group_step = sums.b.count * buffers.view[OUT].strides[0]
+        if ones is not None:
+            sums.out_wide = buffers.view[BIAS].itemsize == sizeof(double)
+            sums.ones_out = <char*> buffers.view[BIAS].buf
+            sums.ones_step = buffers.view[BIAS].strides[0]
+        if sums.symmetric:
+            sums.a = sums.b
+            if not hold(&buffers, INPUT_SHIFT, shift):
+                raise TypeError("shift was not checked")
+            sums.shift = <const float*> buffers.view[INPUT_SHIFT].buf
+            if mask is not None:
+                if not hold_other(&buffers, RESIDUAL, mask):
+                    raise TypeError("mask was not checked")
+                map_of(&buffers.view[RESIDUAL], KIND_UINT8, &axes, NULL, False, &sums.mask)
+        else:
+            hold_channels(&second, columns, &axes, &sums.a, groups, &pixels)
+            # Packing the smaller side is cheaper. The row of ones sums up B's channels.
+            rows_in_b = sums.with_ones or sums.b.count <= sums.a.count
+            if not rows_in_b:
+                sums.a, sums.b = sums.b, sums.a
+                sums.out_a_step, sums.out_b_step = sums.out_b_step, sums.out_a_step
+        plan_sums(&sums, out is not None, free_threads(threads))
+        at = sums.thread_bytes * sums.threads
+        if sums.segments > 1:
+            at += sums.parts * sums.segments * part_sums(&sums) * sizeof(double)
+        memory = take_memory(at)
+        sums.memory = memory.data
+        sums.totals = <double*> (memory.data + sums.thread_bytes * sums.threads)
+        release_and_run(run_sums, &sums, &sums.threads)
+        give_back(memory)
+    finally:
+        release(&buffers)
+        release_input(&first)
+        release_input(&second)
