@@ -124,7 +124,7 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
     `ready` is called when the memory has been touched, and returns when all threads of this measurement have called it.
     """
     cdef const isa_t* set = pwconv_isa(isa_built().index(isa))
-    cdef int code = ("read", "write", "copy").index(kind)
+    cdef int code = ("read", "write", "copy", "write past caches", "copy past caches").index(kind)
     cdef double best = 0.0, start, end, stop
     cdef size_t round_bytes = max(<size_t> 1, nbytes // 512) * 512
     cdef size_t repeat = 1 + (1 << 22) // round_bytes, _turn
@@ -140,6 +140,7 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
         with nogil:
             for _turn in range(repeat):
                 set.sweep(code, target.data, source.data, round_bytes)
+            pwconv_end_of_stores()
         end = time.perf_counter()
         best = max(best, <double> round_bytes * repeat / (end - start))
         if end > stop:

@@ -3,8 +3,8 @@
 # A tile would hold few sums, and the bookkeeping of tiles would take longer than their products. So a block of pixels
 # is cut into chunks whose channels fit the first-level cache, and a kernel computes all out channels of a chunk.
 #
-# Where the channels of a pixel are adjacent in x and in y, multiply_adjacent multiplies pixels in the order in which they
-# lie, whatever their types (run_rows). Else pixels are the columns of operand B, and stream multiplies planes
+# Where the channels of a pixel are adjacent in x and in y, multiply_adjacent multiplies pixels in the order in which
+# they lie, whatever their types (run_rows). Else pixels are the columns of operand B, and stream multiplies planes
 # (run_planes): float32 in place, other types after packing; results of other types are unpacked.
 
 cdef enum:

@@ -22,7 +22,7 @@ LATE = {
     "pwconv.runtime": {"platform", "textwrap"},
     "pwconv.tuning": {"json"},
     "pwconv.commands.demo": {"PIL", "skimage"},
-    "pwconv.commands.peers": {"onnx", "onnxruntime", "torch", "torch.nn"},
+    "pwconv.commands.peers": {"cv2", "onnx", "onnxruntime", "torch", "torch.nn"},
     "pwconv.commands.plots": {"matplotlib.figure", "matplotlib.ticker"},
 }
 

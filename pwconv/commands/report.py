@@ -251,7 +251,7 @@ def restore(saved: Mapping[str, Any]) -> tuple[argparse.Namespace, Machine, list
     machine = Machine(options.isa, options.threads, saved["machine"]["peak_gflops"], tuple(levels))
     results = []
     for layer in saved["layers"]:
-        workload = Workload(*(layer[name] for name in Workload._fields))
+        workload = Workload(**{name: layer[name] for name in Workload._fields if name in layer})
         results.append(
             Result(
                 workload,

@@ -12,6 +12,8 @@ enum { ROWS_AHEAD = 4096, FEW_AHEAD_MIN_K = 17, MAX_ROWS_MR = 8 };
 typedef struct {
     const char *x;
     ptrdiff_t x_step, k;
+    const char *ahead;    /* what is prefetched during the first pixel, */
+    ptrdiff_t ahead_step; /* and the bytes to that of the next pixel */
     const float *weights;
     ptrdiff_t outs, pixels;
     char *y;
@@ -56,17 +58,19 @@ INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
     enum { LINE = 64 };
     const rows_t p = *record; /* a copy: as far as a compiler knows, stores to y may change the record */
     const vec low = splat(p.low), high = splat(p.high);
-    FOR_VECTORS(i, p.pixels) {
-        const char *x = p.x + i * p.x_step, *ahead = x + ROWS_AHEAD + LANES * p.x_step;
+    const ptrdiff_t ahead_bytes = p.k >= FEW_AHEAD_MIN_K ? LANES * p.ahead_step / (p.k / 4) : 0;
+    const ptrdiff_t second = p.past_caches ? first_past_caches(p.y, p.y_step) : 0;
+    FOR_VECTORS_FROM(i, p.pixels, second) {
+        const char *x = p.x + i * p.x_step, *ahead = p.ahead + i * p.ahead_step;
         const float *weights = p.weights;
         char *y = p.y + i * p.y_step;
         vec sum[4], plane[4];
         UNROLL for (int o = 0; o < OUTS; o++) sum[o] = splat(0.0f);
         for (ptrdiff_t k = 0; k + 4 <= p.k; k += 4) {
-            if (p.k >= FEW_AHEAD_MIN_K) {
-                UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
+            UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) {
+                if (line < ahead_bytes) __builtin_prefetch(ahead + line);
             }
-            ahead += 4 * sizeof(vec);
+            ahead += ahead_bytes;
             load_four(x + k * (ptrdiff_t)sizeof(float), p.x_step, plane);
             UNROLL for (int j = 0; j < 4; j++) {
                 UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
@@ -85,7 +89,7 @@ INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
         if (OUTS > 1 && p.y_step == sizeof(float)) {
             UNROLL for (int o = 0; o < OUTS; o++) store(y + o * p.y_channel_step, sum[o]);
         } else {
-            store_planes(y, sum, OUTS, p.past_caches && i % 4 == 0);
+            store_planes(y, sum, OUTS, p.past_caches && is_past_caches_at(y));
         }
     }
 }
@@ -162,7 +166,7 @@ static void multiply_adjacent(const adjacent_t *a) {
     const int direct = !far && (y_bytes || (a->y_kind == KIND_FLOAT32 && (y_adjacent || !is_few || a->planes)));
     const ptrdiff_t x_most = in_place ? PTRDIFF_MAX : X_FLOATS / a->k, y_most = direct ? PTRDIFF_MAX : Y_FLOATS / a->outs;
     const ptrdiff_t at_once = in_place && direct ? a->pixels : smaller_of(x_most, y_most) / LANES * LANES;
-    float x_block[X_FLOATS], y_block[Y_FLOATS + LANES];
+    float x_block[X_FLOATS] __attribute__((aligned(LINE))), y_block[Y_FLOATS + LANES] __attribute__((aligned(LINE)));
     char run[LINE + (Y_FLOATS + LANES) * ONE] __attribute__((aligned(LINE)));
     far_t f = {.line = a->y - ((uintptr_t)a->y & (LINE - 1)), .from = (uintptr_t)a->y & (LINE - 1)};
     f.held = f.from;
@@ -201,6 +205,8 @@ static void multiply_adjacent(const adjacent_t *a) {
             const rows_t p = {.x = x,
                               .x_step = here ? a->x_step : a->k * ONE,
                               .k = a->k,
+                              .ahead = here ? x + ROWS_AHEAD + LANES * a->x_step : a->x + (i + n) * a->x_step,
+                              .ahead_step = a->x_step,
                               .weights = a->weights,
                               .outs = a->outs,
                               .pixels = least,

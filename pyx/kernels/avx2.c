@@ -120,9 +120,9 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm_storel_epi64((__m128i *)((char *)p + 16), _mm256_extracti128_si256(run, 1));
 }
 
-static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec v) {
-    _mm_stream_ps((float *)p, _mm256_castps256_ps128(v));
-    _mm_stream_ps((float *)(p + step), _mm256_extractf128_ps(v, 1));
+static inline void store_quad_past_caches(char *p, vec v, int quad) {
+    if (quad == 0) _mm_stream_ps((float *)p, _mm256_castps256_ps128(v));
+    if (quad == 1) _mm_stream_ps((float *)p, _mm256_extractf128_ps(v, 1));
 }
 
 static inline void store_past_caches(void *p, vec v) {

@@ -115,15 +115,92 @@ static inline void store_pixels_3(void *p, ints x) {
     _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
 }
 
-static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec v) {
-    _mm_stream_ps((float *)p, _mm512_castps512_ps128(v));
-    _mm_stream_ps((float *)(p + step), _mm512_extractf32x4_ps(v, 1));
-    _mm_stream_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps(v, 2));
-    _mm_stream_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps(v, 3));
-}
-
 static inline void store_past_caches(void *p, vec v) {
     _mm512_stream_ps(p, v);
+}
+
+/* Pictures of two to four channels, 16 pixels: which elements of two vectors make one of the result. */
+#define WIDE_PLANES
+
+static const int32_t take_2[2][16] = {
+    {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30},
+    {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31},
+};
+
+static const int32_t give_2[2][16] = {
+    {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23},
+    {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31},
+};
+
+static const int32_t take_3[6][16] = {
+    {0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0},  {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29},
+    {1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30},
+    {2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0},  {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31},
+};
+
+static const int32_t give_3[6][16] = {
+    {0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
+    {0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
+    {21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26},
+    {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
+    {0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0},
+    {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31},
+};
+
+static const int32_t take_4[2][16] = {
+    {0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29},
+    {2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31},
+};
+
+static const int32_t give_4[2][16] = {
+    {0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27},
+    {4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31},
+};
+
+static inline vec permuted(vec a, const int32_t *order, vec b) {
+    return _mm512_permutex2var_ps(a, _mm512_loadu_si512(order), b);
+}
+
+static inline void load_wide_planes(const char *p, vec *plane, const int channels) {
+    vec v[4];
+    for (int i = 0; i < channels; i++) v[i] = _mm512_loadu_ps(p + 64 * i);
+    if (channels == 2) {
+        plane[0] = permuted(v[0], take_2[0], v[1]);
+        plane[1] = permuted(v[0], take_2[1], v[1]);
+    } else if (channels == 3) {
+        plane[0] = permuted(permuted(v[0], take_3[0], v[1]), take_3[1], v[2]);
+        plane[1] = permuted(permuted(v[0], take_3[2], v[1]), take_3[3], v[2]);
+        plane[2] = permuted(permuted(v[0], take_3[4], v[1]), take_3[5], v[2]);
+    } else {
+        const vec ab = permuted(v[0], take_4[0], v[1]), cd = permuted(v[0], take_4[1], v[1]);
+        const vec ab_on = permuted(v[2], take_4[0], v[3]), cd_on = permuted(v[2], take_4[1], v[3]);
+        plane[0] = _mm512_shuffle_f32x4(ab, ab_on, 0x44);
+        plane[1] = _mm512_shuffle_f32x4(ab, ab_on, 0xee);
+        plane[2] = _mm512_shuffle_f32x4(cd, cd_on, 0x44);
+        plane[3] = _mm512_shuffle_f32x4(cd, cd_on, 0xee);
+    }
+}
+
+/* The reverse: adjacent pixels, in as many vectors. */
+static inline void interleave_wide_planes(vec *v, const vec *plane, const int channels) {
+    if (channels == 1) v[0] = plane[0];
+    if (channels == 2) {
+        v[0] = permuted(plane[0], give_2[0], plane[1]);
+        v[1] = permuted(plane[0], give_2[1], plane[1]);
+    } else if (channels == 3) {
+        v[0] = permuted(permuted(plane[0], give_3[0], plane[1]), give_3[1], plane[2]);
+        v[1] = permuted(permuted(plane[0], give_3[2], plane[1]), give_3[3], plane[2]);
+        v[2] = permuted(permuted(plane[0], give_3[4], plane[1]), give_3[5], plane[2]);
+    } else if (channels == 4) {
+        const vec ab = _mm512_shuffle_f32x4(plane[0], plane[1], 0x44),
+                  cd = _mm512_shuffle_f32x4(plane[2], plane[3], 0x44);
+        const vec ab_on = _mm512_shuffle_f32x4(plane[0], plane[1], 0xee),
+                  cd_on = _mm512_shuffle_f32x4(plane[2], plane[3], 0xee);
+        v[0] = permuted(ab, give_4[0], cd);
+        v[1] = permuted(ab, give_4[1], cd);
+        v[2] = permuted(ab_on, give_4[0], cd_on);
+        v[3] = permuted(ab_on, give_4[1], cd_on);
+    }
 }
 
 /* For stream.h. */

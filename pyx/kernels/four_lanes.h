@@ -31,9 +31,9 @@ static inline void store_quads(char *p, ptrdiff_t step, vec quad) {
     memcpy(p, &quad, sizeof quad);
 }
 
-static inline void store_quads_past_caches(char *p, ptrdiff_t step, vec quad) {
-    (void)step;
-    store_past_caches(p, quad);
+static inline void store_quad_past_caches(char *p, vec v, int quad) {
+    (void)quad;
+    store_past_caches(p, v);
 }
 
 static inline ints load_pixels_3(const void *p) {

@@ -3,7 +3,8 @@
    A quad is four adjacent float32, 16 bytes. A vector of quads holds LANES / 4 of them, which lie any number of bytes
    apart. The file of an instruction set defines
      load_quads(p, step), store_quads(p, step, v)   a vector of quads, the first one at p
-     store_quads_past_caches(p, step, v)            the same; p and step are multiples of 16
+     store_quad_past_caches(p, v, i)                quad i of v, past the caches to a multiple of 16 bytes
+   or, with WIDE_PLANES, load_wide_planes() and interleave_wide_planes() for two to four adjacent channels
      SHUFFLE(a, b, i, j, k, l)                      in each quad: elements i and j of a, then k and l of b
      load_pixels_3(p), store_pixels_3(p, v)         three adjacent bytes a pixel in the low bytes of integers
    Any number of channels is served by quads of channels: vector i of four holds those of pixels i, i + 4, i + 8, ...,
@@ -50,6 +51,9 @@ INLINE void store_four(char *dst, ptrdiff_t step, vec *plane) {
 /* LANES adjacent pixels of two to four channels, stored also of one. Vector i holds the quads i, i + CHANNELS, ... of the run that they
    are: every CHANNELS quads are four pixels. */
 INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
+#ifdef WIDE_PLANES
+    load_wide_planes(src, plane, CHANNELS);
+#else
     enum { QUAD = 4 * sizeof(float) };
     vec q[4];
     UNROLL for (int i = 0; i < CHANNELS; i++) q[i] = load_quads(src + i * QUAD, CHANNELS * QUAD);
@@ -65,11 +69,23 @@ INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
         transpose_quads(q);
         UNROLL for (int i = 0; i < 4; i++) plane[i] = q[i];
     }
+#endif
 }
 
+/* `past_caches`: is_past_caches_at(dst) holds. */
 INLINE void store_planes(char *dst, const vec *plane, const int CHANNELS, int past_caches) {
-    enum { QUAD = 4 * sizeof(float) };
     vec q[4];
+#ifdef WIDE_PLANES
+    interleave_wide_planes(q, plane, CHANNELS);
+    UNROLL for (int i = 0; i < CHANNELS; i++) {
+        if (past_caches) {
+            store_past_caches(dst + i * sizeof(vec), q[i]);
+        } else {
+            store(dst + i * sizeof(vec), q[i]);
+        }
+    }
+#else
+    enum { QUAD = 4 * sizeof(float) };
     if (CHANNELS == 2) {
         const vec low = SHUFFLE(plane[0], plane[1], 0, 1, 0, 1), high = SHUFFLE(plane[0], plane[1], 2, 3, 2, 3);
         q[0] = SHUFFLE(low, low, 0, 2, 1, 3);
@@ -85,15 +101,17 @@ INLINE void store_planes(char *dst, const vec *plane, const int CHANNELS, int pa
         transpose_quads(q);
     }
     if (CHANNELS == 1) q[0] = plane[0];
-    UNROLL for (int i = 0; i < CHANNELS; i++) {
-        if (past_caches) {
-            store_quads_past_caches(dst + i * QUAD, CHANNELS * QUAD, q[i]);
-        } else if (CHANNELS == 1) {
-            store(dst, q[0]);
-        } else {
-            store_quads(dst + i * QUAD, CHANNELS * QUAD, q[i]);
+    if (past_caches) { /* in the order of their places, which CPUs combine to whole lines */
+        UNROLL for (int quad = 0; quad < LANES / 4; quad++) UNROLL for (int i = 0; i < CHANNELS; i++) {
+            store_quad_past_caches(dst + (quad * CHANNELS + i) * QUAD, q[i], quad);
+            __asm__ volatile("" : : : "memory");
         }
+    } else if (CHANNELS == 1) {
+        store(dst, q[0]);
+    } else {
+        UNROLL for (int i = 0; i < CHANNELS; i++) store_quads(dst + i * QUAD, CHANNELS * QUAD, q[i]);
     }
+#endif
 }
 
 /* Copies n elements of 1, 2 or 4 bytes; steps in bytes. */
@@ -121,8 +139,34 @@ INLINE void copy_run(char *dst, const char *src, ptrdiff_t n) {
 }
 
 /* Walks n >= LANES pixels in vectors; the last vector overlaps the one before. */
-#define FOR_VECTORS(I, N) \
-    for (ptrdiff_t I = 0; I < (N); I = I + 2 * LANES <= (N) || I + LANES >= (N) ? I + LANES : (N) - LANES)
+INLINE ptrdiff_t next_vector(ptrdiff_t i, ptrdiff_t n) {
+    return i + 2 * LANES <= n || i + LANES >= n ? i + LANES : n - LANES;
+}
+
+#define FOR_VECTORS(I, N) for (ptrdiff_t I = 0; I < (N); I = next_vector(I, N))
+
+/* The same, but the second vector overlaps the first one to begin at pixel SECOND < LANES, unless that is 0. */
+#define FOR_VECTORS_FROM(I, N, SECOND) \
+    for (ptrdiff_t I = 0; I < (N); I = I == 0 && (SECOND) && (N) >= LANES + (SECOND) ? (SECOND) : next_vector(I, N))
+
+/* Adjacent pixels are stored past the caches from places of such a multiple on: where a store is shorter than a cache
+   line, all stores of the line have to go past the caches. */
+#ifdef WIDE_PLANES
+enum { PAST_CACHES_AT = sizeof(vec) };
+#else
+enum { PAST_CACHES_AT = 4 * sizeof(float) };
+#endif
+
+INLINE int is_past_caches_at(const char *y) {
+    return (uintptr_t)y % PAST_CACHES_AT == 0;
+}
+
+/* The first of these pixels, which begin at a multiple of 16 bytes, that is at such a place. */
+INLINE ptrdiff_t first_past_caches(const char *y, ptrdiff_t pixel_bytes) {
+    ptrdiff_t i = 0;
+    while (!is_past_caches_at(y + i * pixel_bytes)) i++;
+    return i;
+}
 
 /* A block of LANES pixels of fewer than four channels between which other data lies, as if they had four. */
 INLINE void copy_few(float *block, const char *src, ptrdiff_t step, ptrdiff_t channels) {

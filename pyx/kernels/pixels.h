@@ -48,12 +48,14 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
     const vec low = splat(Y_BYTES ? 0.0f : p->low);
     const float most = p->high < 0.0f ? 0.0f : p->high > 255.0f ? 255.0f : p->high;
     const vec high = splat(Y_BYTES ? most : p->high);
+    const int clips = p->low > -INFINITY || p->high < INFINITY;
     vec weight[4][4], bias[4];
     UNROLL for (int o = 0; o < OUTS; o++) {
         bias[o] = splat(p->bias[o]);
         UNROLL for (int k = 0; k < K; k++) weight[o][k] = splat(p->weights[k * OUTS + o]);
     }
-    FOR_VECTORS(i, p->pixels) {
+    const ptrdiff_t second = p->past_caches ? first_past_caches(y, y_pixel) : 0;
+    FOR_VECTORS_FROM(i, p->pixels, second) {
         vec in[4], out[4];
         __builtin_prefetch(x + i * x_pixel + 1024);
         load_pixels(x + i * x_pixel, in, K, X_BYTES);
@@ -61,9 +63,14 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
             vec sum = splat(0.0f);
             UNROLL for (int k = 0; k < K; k++) sum = fmadd(weight[o][k], in[k], sum);
             /* In this order larger() turns NaN into the lower bound, which is 0 for bytes. */
-            out[o] = Y_BYTES ? smaller(high, larger(sum + bias[o], low)) : clip(sum + bias[o], low, high);
+            out[o] = sum + bias[o];
+            if (Y_BYTES) {
+                out[o] = smaller(high, larger(out[o], low));
+            } else if (clips) {
+                out[o] = clip(out[o], low, high);
+            }
         }
-        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES, p->past_caches && i % 4 == 0);
+        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES, p->past_caches && is_past_caches_at(y + i * y_pixel));
     }
 }
 

@@ -9,8 +9,7 @@
 
 /* Stores the rows of MR pixels; whole vectors of them if OVER: what they write beyond a pixel is written again. */
 INLINE void ROWS(multiply_some)(const rows_t *p, const char *x, const float *weights, ptrdiff_t out, char *y,
-                                ptrdiff_t ahead_step, const int VECTORS, const int MR, int over) {
-    const char *ahead = x + ROWS_AHEAD + MR * p->x_step;
+                                const char *ahead, ptrdiff_t ahead_step, const int VECTORS, const int MR, int over) {
     ROWS(vec) sum[MAX_ROWS_MR][ROWS_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = ROWS(splat)(0.0f);
     for (ptrdiff_t k = 0; k < p->k; k++) {
@@ -43,14 +42,14 @@ INLINE void ROWS(multiply_tile)(const rows_t *record, ptrdiff_t first, ptrdiff_t
                                 const int VECTORS, const int MR) {
     const rows_t p = *record; /* a copy: as far as a compiler knows, stores to y may change the record */
     const float *weights = p.weights + out * p.k;
-    const ptrdiff_t ahead_step = MR * p.x_step / p.k;
+    const ptrdiff_t ahead_step = MR * p.ahead_step / p.k;
     ptrdiff_t i = first;
     for (; i + MR <= first + pixels; i += MR) {
-        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, ahead_step, VECTORS, MR,
-                            i + MR <= over);
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, p.ahead + i * p.ahead_step,
+                            ahead_step, VECTORS, MR, i + MR <= over);
     }
     for (; i < first + pixels; i++) {
-        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, 0, VECTORS, 1, i < over);
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, p.ahead, 0, VECTORS, 1, i < over);
     }
 }
 

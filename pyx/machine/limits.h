@@ -15,7 +15,7 @@ static double fma_chain(long turns) {
     return 2.0 * LANES * CHAINS * (double)turns;
 }
 
-/* Reads (0), writes (1) or copies (2) `bytes`, a multiple of eight vectors. */
+/* Reads (0), writes (1) or copies (2) `bytes`, a multiple of eight vectors; 3 and 4 write and copy past the caches. */
 static double sweep(int kind, char *dst, const char *src, size_t bytes) {
     enum { AT_ONCE = 8 };
     vec sum[AT_ONCE];
@@ -26,6 +26,8 @@ static double sweep(int kind, char *dst, const char *src, size_t bytes) {
             if (kind == 0) sum[i] += load(src + here);
             if (kind == 1) store(dst + here, sum[i]);
             if (kind == 2) store(dst + here, load(src + here));
+            if (kind == 3) store_past_caches(dst + here, sum[i]);
+            if (kind == 4) store_past_caches(dst + here, load(src + here));
         }
     }
     vec total = sum[0];
