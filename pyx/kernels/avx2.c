@@ -64,18 +64,36 @@ static inline ints load_words(const void *p) {
     return (ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
 }
 
-static inline __m128i low_words(ints x) {
-    const __m256i words = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xffff));
-    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-}
+#define STORES_TOGETHER
 
-static inline void store_bytes(void *p, ints x) {
-    const __m128i words = low_words(x & 255);
-    _mm_storel_epi64(p, _mm_packus_epi16(words, words));
+/* Packs of two vectors take their halves in turn. */
+static inline __m256i low_words(ints a, ints b) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    return _mm256_packus_epi32(_mm256_and_si256((__m256i)a, low), _mm256_and_si256((__m256i)b, low));
 }
 
 static inline void store_words(void *p, ints x) {
-    _mm_storeu_si128(p, low_words(x));
+    const __m256i words = _mm256_permute4x64_epi64(low_words(x, x), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(p, _mm256_castsi256_si128(words));
+}
+
+static inline void store_two_of_words(char *p, const ints *x) {
+    const __m256i words = _mm256_permute4x64_epi64(low_words(x[0], x[1]), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm256_storeu_si256((__m256i *)p, words);
+}
+
+static inline void store_bytes(void *p, ints x) {
+    const __m256i words = low_words(x & 255, x & 255);
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm_storel_epi64(p, _mm256_castsi256_si128(bytes));
+}
+
+static inline void store_four_of_bytes(char *p, const ints *x) {
+    const __m256i low = low_words(x[0] & 255, x[1] & 255), high = low_words(x[2] & 255, x[3] & 255);
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)p, bytes);
 }
 
 static inline ints ints_from_vec(vec v) {
@@ -129,9 +147,10 @@ static inline void store_past_caches(void *p, vec v) {
     _mm256_stream_ps(p, v);
 }
 
-/* For stream.h. */
-#define STREAM_MR 4
-#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+/* For stream.h: tiles store whole cache lines of each row at a time. Parts of them past the
+   caches would be written one by one. */
+#define STREAM_MR 6
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 2) X(5, 2) X(6, 2)
 
 /* For adjacent.h. */
 #define ROWS_TILES(X) X(1, 8) X(2, 6) X(3, 4) X(4, 3)
