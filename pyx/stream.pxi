@@ -161,7 +161,8 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         if direct:
             stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step
-            if y_far:
+            # Loads of packed pixels often have the low 12 bits of such a store's address, and would wait for it.
+            if y_far and in_place:
                 ragged = -(<Py_ssize_t> stream.y) & 63
                 if ragged == 0:
                     stream.y_far = True
