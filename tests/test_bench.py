@@ -16,7 +16,7 @@ from pwconv import runtime
 from pwconv.arguments import PRECISIONS
 from pwconv.commands import bench, peers, plots
 from pwconv.commands import race as racing
-from pwconv.commands.limits import Level, Limit, Machine, footprints, measure
+from pwconv.commands.limits import Level, Limit, Machine, footprints, measure, measure_transfer
 from pwconv.commands.peers import PEERS, Operands, Peer, pwconv_ways
 from pwconv.commands.race import Result, compete, race
 from pwconv.commands.report import Table, conclusion, geometric_means, introduction, record, restore
@@ -80,6 +80,25 @@ def test_a_level_serves_at_most_its_capacity():
     # Of 4,000 bytes, as many read as written, 1,000 are in L2.
     expected = (500 / 10 + 1500 / 1) * 1e-9
     assert MACHINE.limit(1.0, 2000.0, 2000.0) == Limit(pytest.approx(expected), "memory")
+
+
+def test_a_transfer_is_bound_by_its_slowest_part(monkeypatch):
+    # In GB/s, as the engine measures them; sizes are those of one of two threads.
+    rates = {"read": 20.0, "write": 10.0, "write past caches": 25.0, "copy": 4.0, "copy past caches": 5.0}
+    measured = []
+
+    def bandwidth(isa, kind, nbytes, seconds, ready):
+        measured.append((isa, kind, nbytes))
+        return rates[kind] / 2
+
+    monkeypatch.setattr(runtime.engine, "bandwidth", bandwidth)
+    assert measure_transfer("avx2", 2, 4e6, 2e6, passes=1) == pytest.approx(3e6 / 5e9)
+    assert measure_transfer("avx2", 2, 4e7, 0.0, passes=1) == pytest.approx(2e7 / 5e9)
+    rates["copy"] = 100.0
+    assert measure_transfer("avx2", 2, 4e7, 0.0, passes=1) == pytest.approx(4e7 / 20e9)
+    assert measure_transfer("avx2", 2, 0.0, 4e7, passes=1) == pytest.approx(4e7 / 25e9)
+    assert ("avx2", "copy", 1_500_000) in measured
+    assert ("avx2", "write past caches", 1_000_000) in measured
 
 
 def test_limits_are_continuous_where_a_level_is_full():

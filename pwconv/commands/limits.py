@@ -1,11 +1,11 @@
 """The limits of a machine: FMA peak, bandwidths of caches and memory, and the time that they imply for a layer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pwconv import runtime
 
@@ -75,8 +75,44 @@ def footprints(threads: int) -> dict[str, tuple[float, int]]:
     return levels
 
 
+# Stores past the caches do not read the lines that they replace first, which is faster on most CPUs where they are far.
+_PAST = " past caches"
+
+
+def _fastest(
+    threads: int, probes: Mapping[Any, Callable[[], float]], passes: int, pool: ThreadPoolExecutor
+) -> dict[Any, float]:
+    """Return the best rate of each probe, all threads together: other load can only slow them."""
+    best = dict.fromkeys(probes, 0.0)
+    for _ in range(passes):
+        for key, probe in probes.items():
+            jobs = [pool.submit(probe) for _ in range(threads)]
+            best[key] = max(best[key], sum(job.result() for job in jobs))
+    return best
+
+
+def measure_transfer(isa: str, threads: int, read: float, written: float, passes: int = 3) -> float:
+    """Return the seconds to move so many bytes, measured with buffers of their size.
+
+    That is the slowest of copying as many bytes, of reading alone and of writing alone. Between the caches' sizes and
+    where pages and cache sets count, it is nearer to what can be reached than the bandwidths of levels.
+    """
+    sizes = {"read": read, "write": written, "copy": (read + written) / 2}
+    together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
+    probes = {
+        (kind, way): partial(
+            runtime.engine.bandwidth, isa, kind + way, max(int(size / threads), 4096), 0.01, together.wait
+        )
+        for kind, size in sizes.items()
+        for way in (("",) if kind == "read" else ("", _PAST))
+    }
+    with ThreadPoolExecutor(threads) as pool:
+        best = _fastest(threads, probes, passes, pool)
+    return max(size / max(best[kind, ""], best.get((kind, _PAST), 0.0)) for kind, size in sizes.items()) * 1e-9
+
+
 def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> Machine:
-    """Measure the limits of `threads` threads: the best of several passes, since other load can only slow them."""
+    """Measure the limits of `threads` threads: the best of several passes."""
     engine = runtime.engine
     levels = footprints(threads)
     together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
@@ -86,23 +122,15 @@ def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> M
         for kind, nbytes in (("read", size), ("write", size), ("copy", size // 2)):
             probes[name, kind] = partial(engine.bandwidth, isa, kind, nbytes, seconds, together.wait)
             if name == "memory" and kind != "read":
-                # Stores past the caches do not read the lines that they replace first, which is faster on most CPUs.
-                past = f"{kind} past caches"
+                past = kind + _PAST
                 probes[name, past] = partial(engine.bandwidth, isa, past, nbytes, seconds, together.wait)
-    best = dict.fromkeys(probes, 0.0)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(passes):
-            for key, probe in probes.items():
-                jobs = [pool.submit(probe) for _ in range(threads)]
-                best[key] = max(best[key], sum(job.result() for job in jobs))
+        best = _fastest(threads, probes, passes, pool)
     measured = tuple(
         Level(
             name,
             capacity,
-            *(
-                max(best[name, kind], best.get((name, f"{kind} past caches"), 0.0))
-                for kind in ("read", "write", "copy")
-            ),
+            *(max(best[name, kind], best.get((name, kind + _PAST), 0.0)) for kind in ("read", "write", "copy")),
         )
         for name, (capacity, _) in levels.items()
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from pwconv import reference, runtime
 from pwconv.arguments import PRECISIONS
-from pwconv.commands.limits import Limit, Machine
+from pwconv.commands.limits import Limit, Machine, measure_transfer
 from pwconv.commands.peers import PEERS, Call, Operands, pwconv_ways
 from pwconv.commands.workloads import Workload
 from pwconv.tuning import forget_plans, tune
@@ -199,7 +199,13 @@ def compete(operands: Operands, peers: Iterable[str], machine: Machine, *, round
             raise RuntimeError(f"pwconv computes {workload} wrong in {operands.layout}, compared with pwconv.reference")
         del calls[column, way]
 
-    limit = machine.limit(workload.flops, workload.bytes_read(operands.layout), workload.bytes_written)
+    moved = workload.bytes_read(operands.layout), workload.bytes_written
+    limit = machine.limit(workload.flops, *moved)
+    if workload.plain:
+        # Pictures are bound by moving bytes, so how fast as many bytes are moved is measured beside them.
+        arithmetic, transfer = machine.limit(workload.flops, 0, 0), machine.limit(0.0, *moved)
+        seconds_moving = measure_transfer(machine.isa, machine.threads, *moved)
+        limit = max(arithmetic, Limit(seconds_moving, transfer.bound_by))
     precision, results = operands.precisions[0], list[Result]()
     while len(results) < 2 and (not results or results[0].winners):
         seconds = race(calls, rounds=rounds, threads=machine.threads)
