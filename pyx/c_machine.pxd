@@ -1,6 +1,6 @@
 # The records and functions of machine/: what the CPU and the operating system support, and OpenMP.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from c_kernels cimport isa_t, kernel_set_t
 
@@ -23,10 +23,17 @@ cdef extern from "machine/cpu.h" nogil:
     const char* pwconv_compiler()
 
 
+cdef extern from "machine/clock.h" nogil:
+    int64_t pwconv_nanoseconds()
+    double pwconv_add_chain(long turns)
+
+
 cdef extern from "machine/threads.h" nogil:
     int PWCONV_OPENMP
     int omp_get_max_threads()
     int omp_get_thread_num()
+    void pwconv_wait_for_all()
+    Py_ssize_t pwconv_take(Py_ssize_t* next)
     ctypedef void (*work_t)(void*) noexcept nogil
     int pwconv_startable(int threads, bint anew)
     void pwconv_let_workers_sleep()

@@ -17,7 +17,7 @@ cdef struct Choice:
 
 
 LAYER_FIELDS = (
-    "isa", "precision", "threads", "thread_cycles", "spans", "pixels", "groups", "k", "outs", "x_run", "x_step",
+    "isa", "precision", "threads", "forked", "spans", "pixels", "groups", "k", "outs", "x_run", "x_step",
     "x_channel_step", "y_run", "y_step", "y_channel_step", "y_item", "plain", "transformed", "in_parts", "x_parts",
     "finished", "weights_step",
 )
@@ -258,6 +258,10 @@ def variations(tuple key, tuple choice):
             set_words(&chosen, sizeof(Choice), other)
             if not plan_by_choice(&problem, &chosen, &slot):
                 continue
+            chosen = choice_of(&problem, &slot)    # as it is used: no more threads than tasks
+            other = words_of(&chosen, sizeof(Choice))
+        else:
+            other = (other[0], min(other[1], described["spans"] * -(-pixels // other[0])))
         if other != choice and other not in others:
             others.append(other)
     return others

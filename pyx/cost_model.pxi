@@ -1,31 +1,36 @@
 # The cost model: expected cycles of a plan on one thread.
 #
-# Cycles of a core that starts two vector FMAs and two vector loads a cycle, each FMA ready after four. Plans are only
-# compared with each other, so ratios matter and one set of constants serves all CPUs.
+# Cycles of a core that starts two vector loads and, as measured, one, two or four vector FMAs a cycle, each FMA ready
+# after four. The other constants are those of a few CPUs (Zen 3 with vectors of up to 32 bytes, Zen 5 with AVX-512).
 
-cdef inline double tile_cycles(const kernel_set_t* kernels, Py_ssize_t mr, int vectors, double near) noexcept nogil:
+cdef inline double fma_cycles(const kernel_set_t* kernels, Py_ssize_t isa) noexcept nogil:
+    """Cycles of a step per row and vector. How fast bfloat16 is multiplied, the kernel set says."""
+    return 0.5 * kernels.half_cycles if kernels.terms else 1.0 / core_of(isa).fmas
+
+
+cdef inline double tile_cycles(double fma, Py_ssize_t mr, int vectors, double near) noexcept nogil:
     """One step of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache that holds B."""
-    return (max(0.5 * kernels.half_cycles * mr * vectors, 0.5 * (mr + vectors), 4.0, near * vectors)
+    return (max(fma * mr * vectors, 0.5 * (mr + vectors), 4.0, near * vectors)
             + 0.06 * (mr + vectors) + 0.25)
 
 
-cdef double panel_cycles(const kernel_set_t* kernels, const Tiling* a, int vectors, double near,
+cdef double panel_cycles(double fma, const Tiling* a, int vectors, double near,
                          double far) noexcept nogil:
     """One step of all tiles of a panel of B.
 
     `near`: cycles to load a vector of B for each tile; `far`: to load it for the first tile. The panel is prefetched
     during the panel before, or during its first tile where A has few tiles (see plan_prefetch).
     """
-    cdef double first = tile_cycles(kernels, a.mr + (a.taller > 0), vectors, near)
-    cdef double all = (a.taller * tile_cycles(kernels, a.mr + 1, vectors, near)
-                       + (a.tiles - a.taller) * tile_cycles(kernels, a.mr, vectors, near))
+    cdef double first = tile_cycles(fma, a.mr + (a.taller > 0), vectors, near)
+    cdef double all = (a.taller * tile_cycles(fma, a.mr + 1, vectors, near)
+                       + (a.tiles - a.taller) * tile_cycles(fma, a.mr, vectors, near))
     return max(all, far * vectors) if a.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
 cdef double cycles_per_row(const Plan* plan, Py_ssize_t rows) noexcept nogil:
     """One step for each of so many columns of A: tiles of smaller MR take longer per column."""
     cdef Tiling a = a_tiling(rows, plan.kernels.mr[plan.vectors])
-    return panel_cycles(plan.kernels, &a, plan.vectors, 0.0, 0.0) / rows
+    return panel_cycles(plan.fma_cycles, &a, plan.vectors, 0.0, 0.0) / rows
 
 
 cdef bint evict_each_other(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept nogil:
@@ -50,16 +55,22 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     cdef const Tiling* a = &outs if plan.pixels_in_b else &pixels
     cdef int last_vectors = vectors_for(kernels, b.extent - (b.tiles - 1) * b.nr)
     cdef size_t vector_bytes = kernels.lanes * sizeof(float)
+    cdef bint long_vectors = vector_bytes >= 64      # a whole cache line
     cdef Py_ssize_t column = column_floats(kernels, plan.kc)
     cdef Py_ssize_t weights = weight_bytes(kernels, problem.k, problem.outs)
-    # A panel of B too big for the first-level cache comes from the second one, at about 30 bytes a cycle. If all B is
-    # too big for that, panels come from beyond, at about 12.
-    cdef bint panel_exceeds_l1 = 4 * column * plan.vectors * vector_bytes > 3 * cache_bytes[1]
-    cdef double near = vector_bytes / 30.0 if panel_exceeds_l1 else 0.0
+    # A panel of B too big for the first-level cache comes from the second one, at about 30 bytes a cycle (15 where
+    # vectors are shorter). If all B is too big for that, panels come from beyond, at about 12.
+    cdef size_t panel = column * plan.vectors * vector_bytes
+    cdef bint lines_apart = not plan.packed and not plan.rowwise and problem.x_channel_step >= 16
+    if plan.pixels_in_b and lines_apart and not long_vectors:
+        # Channels of pixels that are read in place are on cache lines of their own, of which a tile has a part.
+        panel += column * (64 - sizeof(float))
+    cdef bint panel_exceeds_l1 = 4 * panel >= 3 * cache_bytes[1]
+    cdef double near = vector_bytes / (30.0 if long_vectors else 15.0) if panel_exceeds_l1 else 0.0
     cdef bint b_exceeds_l2 = 2 * b.extent * column_floats(kernels, problem.k) * sizeof(float) > cache_bytes[2]
     cdef double far = vector_bytes / 12.0 if b_exceeds_l2 else 0.0
-    cdef double step = ((b.tiles - 1) * panel_cycles(kernels, a, plan.vectors, near, far)
-                        + panel_cycles(kernels, a, last_vectors, near, far))
+    cdef double step = ((b.tiles - 1) * panel_cycles(plan.fma_cycles, a, plan.vectors, near, far)
+                        + panel_cycles(plan.fma_cycles, a, last_vectors, near, far))
     cdef double vectors_out = <double> a.extent * ceil_div(b.extent, kernels.lanes)
     cdef double vectors_in = <double> problem.pixels * problem.k / kernels.lanes
     cdef double cycles = ceil_div(problem.k, kernels.k_step) * step + 40.0 * b.tiles * a.tiles
@@ -78,6 +89,15 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
         if panel_exceeds_l1 and evict_each_other(problem.x_channel_step, plan.kc // 4, L1_WAY):
             # Neither operand of a tile is in the first-level cache.
             cycles += 0.8 * a.tiles * b.tiles * problem.k
+    if not plan.pixels_in_b and lines_apart and panel + 64 * column > cache_bytes[1] and 16 > a.mr:
+        # The same where pixels are columns of A: the more of them are in a line, the less of the cache is wasted.
+        cycles += <double> a.tiles * b.tiles * problem.k * (16.0 / a.mr - 1.0)
+    if not plan.pixels_in_b and not plan.rowwise and not long_vectors:
+        # Measured: tiles of few pixels that are not read row by row are slower than tiles of as many out channels.
+        cycles += (0.45 if plan.packed else 0.6) * a.tiles * b.tiles * plan.vectors * problem.k
+    if plan.rowwise and not plan.packed and problem.x_step % 1024 == 0:
+        # Rows that are whole pages apart share sets of the first-level cache, from which they evict each other.
+        cycles += 0.4 * a.tiles * b.tiles * problem.k
     # Tiles across the end of a run are packed, and stored through scratch.
     if problem.x_run < problem.pixels and not plan.packed:
         cycles += vectors_in * 6.0 * min(1.0, <double> problem.pixels / pixels.tiles / problem.x_run)
@@ -87,8 +107,8 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
         # Packing copies runs, transposes squares, or moves single elements; again for each block of out channels.
         cycles += (vectors_in
                    * out_blocks_for(problem.k, problem.outs, plan, min(problem.pixels, cache_share() // column))
-                   * ((6.0 if plan.rowwise or problem.x_step == 1
-                       else 12.0 if problem.x_channel_step == 1 else 2.0 * kernels.lanes)
+                   * (((6.0 if long_vectors else vector_bytes * (1.5 / 32)) if plan.rowwise or problem.x_step == 1
+                       else vector_bytes * (6.0 / 32) if problem.x_channel_step == 1 else 2.0 * kernels.lanes)
                       + (3.0 if problem.transformed else 0.0) + (6.0 if kernels.terms else 0.0)))
     elif not plan.rowwise:
         # Each pass over a strip reads K lines, which may be far apart and map to few sets of the cache.

@@ -12,9 +12,49 @@ cdef inline int free_threads(int allowed) noexcept:
     return max(1, allowed - busy_threads)
 
 
-cdef inline Py_ssize_t cycles_per_thread() noexcept:
-    """Work that is worth another thread, which waits for it; in the child of a fork it must be started first."""
-    return 2000000 if forked else 50000
+cdef enum:
+    MOST_ISAS = 8
+    PROBE_TURNS = 400              # of the loops that measure a core: a few microseconds each
+    PROBES = 5
+
+cdef struct Core:
+    double cycle                   # seconds; 0: not measured yet
+    double fmas                    # vector FMAs a cycle: a whole number
+
+cdef Core cores[MOST_ISAS]         # by instruction set, guarded by the GIL
+
+# Seconds of work that are worth another thread, which waits for it: several times the two microseconds that
+# starting and ending a parallel region takes. In the child of a fork the threads of each call must be started first.
+cdef double THREAD_SECONDS = 8e-6
+cdef double FORKED_THREAD_SECONDS = 400e-6
+
+
+cdef const Core* core_of(Py_ssize_t isa) noexcept nogil:
+    """What a core does with an instruction set, measured when first needed: the best of a few short loops."""
+    cdef Core* core = &cores[isa]
+    cdef double cycles = 0.0, seconds = 1.0, fmas = 0.0, fma_seconds = 1.0
+    cdef int64_t start, between, end
+    cdef int _probe
+    if core.cycle > 0.0:
+        return core
+    for _probe in range(PROBES):
+        start = pwconv_nanoseconds()
+        cycles = pwconv_add_chain(4 * PROBE_TURNS)
+        between = pwconv_nanoseconds()
+        fmas = pwconv_isa(<int> isa).fma_chain(PROBE_TURNS)
+        end = pwconv_nanoseconds()
+        seconds = min(seconds, 1e-9 * max(<int64_t> 1, between - start))
+        fma_seconds = min(fma_seconds, 1e-9 * max(<int64_t> 1, end - between))
+    # Clocks outside these bounds are errors of the measurement.
+    core.cycle = min(2e-9, max(0.15e-9, seconds / cycles))
+    fmas *= core.cycle / (2.0 * pwconv_isa(<int> isa).float32.lanes * fma_seconds)
+    core.fmas = 4.0 if fmas > 2.8 else 2.0 if fmas > 1.4 else 1.0
+    return core
+
+
+cdef inline double threads_worth(Py_ssize_t isa, double cycles, bint in_fork) noexcept nogil:
+    """How many threads have enough work each, at least one."""
+    return max(1.0, cycles * core_of(isa).cycle / (FORKED_THREAD_SECONDS if in_fork else THREAD_SECONDS))
 
 
 def after_fork_in_child():

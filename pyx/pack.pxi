@@ -1,5 +1,9 @@
 # Packing pixels: from feature maps into panels, as float32 or split into bfloat16 terms.
 
+cdef enum:
+    PACKED_AT_ONCE = 32            # in channels, as in kernels/pack.h
+
+
 cdef void gather_pixels(const Step* step, const Block* block, bint rowwise, Py_ssize_t pixel, Py_ssize_t count,
                         Py_ssize_t width, float* dst) noexcept nogil:
     """Copies `count` pixels from `pixel` on as float32, with the input scale, shift and activation.
@@ -134,6 +138,24 @@ cdef inline void pack_pixels(const Step* step, const Block* block, Py_ssize_t pi
         gather_pixels(step, block, step.plan.rowwise, pixel, count, width, dst)
 
 
+cdef void pack_columns(const Step* step, const Block* block) noexcept nogil:
+    """Packs all pixels of a block into panels of A, a few channels of all panels before the next ones.
+
+    A panel has less than a cache line of each channel, so that its neighbours find the rest in the first-level cache.
+    """
+    cdef Block part = block[0]
+    cdef Py_ssize_t channel = 0, tile, start, count
+    while channel < block.k:
+        part.first_k = block.first_k + channel
+        part.k = min(<Py_ssize_t> PACKED_AT_ONCE, block.k - channel)
+        for tile in range(block.tiling.tiles):
+            start = tile_start(&block.tiling, tile)
+            count = tile_start(&block.tiling, tile + 1) - start
+            gather_pixels(step, &part, False, block.first + start, count, count,
+                          block.panels + start * block.k + channel * count)
+        channel += part.k
+
+
 cdef void prepare_pixels(const Step* step, const Block* block) noexcept nogil:
     """Finds where each pixel tile of a block is read by micro-kernels; packs pixels that cannot be read in place."""
     cdef const Plan* plan = &step.plan
@@ -146,6 +168,8 @@ cdef void prepare_pixels(const Step* step, const Block* block) noexcept nogil:
         memset(block.special_pixels, 0, block.pixels * sizeof(uint32_t))
     if plan.packed and plan.rowwise:
         pack_pixels(step, block, block.first, block.pixels, row_floats(column), block.panels)
+    elif plan.packed and not plan.pixels_in_b and not plan.kernels.terms:
+        pack_columns(step, block)
     elif plan.packed and plan.pixels_in_b:
         whole = block.pixels - block.pixels % block.tiling.nr
         if whole > 0:
@@ -166,7 +190,8 @@ cdef void prepare_pixels(const Step* step, const Block* block) noexcept nogil:
                 strip.step = run.step if plan.rowwise else block.x.channel_step
                 strip += 1
                 continue
-        if not plan.packed or not (plan.rowwise or count == block.tiling.nr):
+        if not plan.packed or (plan.kernels.terms and not plan.rowwise) or (
+                plan.pixels_in_b and count != block.tiling.nr):
             pack_pixels(step, block, block.first + start, count, width, panel)
         strip.at = <char*> panel
         strip.step = width * (sizeof(float) if plan.rowwise else step_bytes(plan.kernels))

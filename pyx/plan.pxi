@@ -16,7 +16,7 @@ cdef enum:
 cdef struct Problem:
     # All that a plan depends on. Problems are compared byte by byte, so every field is as wide as a Py_ssize_t.
     Py_ssize_t isa, precision, threads
-    Py_ssize_t thread_cycles       # work that is worth another thread
+    Py_ssize_t forked              # in the child of a fork, where threads must be started first
     Py_ssize_t spans, pixels, groups, k, outs          # pixels per span; in and out channels per group
     Py_ssize_t x_run, x_step, x_channel_step           # pixels in a run; items between pixels, channels (0: not whole)
     Py_ssize_t y_run, y_step, y_channel_step           # bytes
@@ -47,6 +47,7 @@ cdef struct Plan:
     Py_ssize_t chunk               # pixels in a chunk that is packed,
     Py_ssize_t run                 # and in one that is read in place
     int vectors                    # NR in vectors
+    double fma_cycles              # of a step per row and vector
     Tiling out_tiling              # out channels of a group
     Py_ssize_t kc                  # in channels of a block of K
     Py_ssize_t out_blocks          # blocks of a group's out channels
@@ -174,6 +175,7 @@ cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> problem.isa)
     plan.kernels = kernels_for(problem)
+    plan.fma_cycles = fma_cycles(plan.kernels, problem.isa)
     plan.kc = choose_kc(problem, plan.kernels)
     plan.out_blocks = 1
     # Two tiles ahead where pixels come from memory, whose latency is longer than that of a cache.
@@ -206,7 +208,7 @@ cdef Plan choose_plan(const Problem* problem) noexcept nogil:
     """The cheapest of: which operand holds the pixels, NR, pixels read in place or packed."""
     cdef Plan plan = unfinished_plan(problem), best
     cdef int pixels_in_b, packed, vectors
-    if may_be_streamed(problem, plan.kernels) and is_better_streamed(problem):
+    if may_be_streamed(problem, plan.kernels) and is_better_streamed(problem, plan.kernels):
         return streamed_plan(problem, &plan)
     plan.cycles = -1.0
     best = plan

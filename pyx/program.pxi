@@ -198,8 +198,8 @@ cdef void lay_out(Program* program) noexcept nogil:
             split = max(split, sizeof(SplitScratch))
         partial = max(partial, tiles * tile_floats(plan) * sizeof(float))
         residual = max(residual, tile_floats(plan) * sizeof(float))
-    program.strips_at = 0
-    program.panels_at = aligned(strips)
+    program.strips_at = 64         # behind the counter of tasks, which has a cache line of its own
+    program.panels_at = program.strips_at + aligned(strips)
     program.partial_at = program.panels_at + aligned(panels) + BEHIND_PANELS
     program.residual_at = program.partial_at + aligned(partial)
     program.special_at = program.residual_at + aligned(residual)

@@ -2,6 +2,7 @@
 
 cdef enum:
     MAX_TILES = 64                 # pixel tiles in a block
+    SHARED_LINE_CYCLES = 100       # what a cache line costs that two threads write at about the same time
 
 
 cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blocks) noexcept nogil:
@@ -14,7 +15,7 @@ cdef Py_ssize_t block_pixels(const Plan* plan, Py_ssize_t pixels, Py_ssize_t blo
 
 cdef Py_ssize_t worthwhile_threads(const Problem* problem, const Plan* plan) noexcept nogil:
     """How many threads have enough work each."""
-    return <Py_ssize_t> min(<double> problem.threads, max(1.0, plan.cycles / problem.thread_cycles))
+    return <Py_ssize_t> min(<double> problem.threads, threads_worth(problem.isa, plan.cycles, problem.forked != 0))
 
 
 cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil:
@@ -29,19 +30,23 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     # The next block is prefetched in its own type, which may take more room than packed pixels.
     cdef Py_ssize_t tiles = max(fewest, min(MAX_TILES, cache_share() // max(1, plan.kc * tile_pixels)))
     cdef Py_ssize_t blocks = ceil_div(tiling.tiles, tiles)
-    cdef Py_ssize_t best_blocks, best_outs, b, o, block, turns
-    cdef double balance, taller, best_balance = 0.0
+    cdef Py_ssize_t best_blocks, best_outs, b, o, block, turns, tasks
+    cdef double balance, work, taller, best_balance = 0.0
     cdef double whole = <double> problem.spans * problem.groups * problem.pixels * plan.out_tiling.tiles
     # Costs of further blocks, as shares of the whole work: the weights are read again for each block of pixels, and x
     # is read, maybe packed, again for each block of out channels. The weights' share grows as pixels get fewer.
     cdef bint near = weight_bytes(plan.kernels, problem.k, problem.outs) <= <Py_ssize_t> cache_bytes[2]
     cdef double weights_again = max(0.002, (0.5 if near else 2.5) / problem.pixels)
     cdef double x_again = 0.006 if plan.packed else 0.002
+    # Threads that write the same pixels share cache lines of a result whose channels are adjacent.
+    cdef bint lines_shared = problem.y_channel_step == problem.y_item and problem.y_step != problem.y_item
     plan.out_blocks = out_blocks_for(problem.k, problem.outs, plan, min(problem.pixels, tiles * tile_pixels))
     best_blocks = blocks
     best_outs = plan.out_blocks
     if threads > 1:
-        for b in range(blocks, min(tiling.tiles, blocks + 4 * threads) + 1):
+        # A quarter fewer blocks than fit the cache are allowed, if they can be divided more evenly.
+        fewest = ceil_div(3 * blocks, 4)
+        for b in range(fewest, min(tiling.tiles, blocks + 4 * threads) + 1):
             block = min(problem.pixels, block_pixels(plan, problem.pixels, b))
             taller = 1.0
             if not plan.pixels_in_b:
@@ -49,11 +54,16 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
             for o in range(plan.out_blocks, min(plan.out_tiling.tiles, plan.out_blocks + 2 * threads) + 1):
                 if problem.transformed and o > plan.out_blocks and tiling.tiles >= threads:
                     break          # x would be transformed more than once
-                # The even share of the work over that of the busiest thread, if tasks were dealt in turn. Several
-                # turns are better than one, since threads are not equally fast.
-                turns = ceil_div(problem.spans * problem.groups * ceil_div(problem.pixels, block) * o, threads)
-                balance = taller * whole / threads / (<double> turns * block * ceil_div(plan.out_tiling.tiles, o))
-                balance -= weights_again * (b - blocks) + x_again * (o - plan.out_blocks) + 0.015 / turns
+                # The even share of the work over that of the busiest thread. Several turns are a little better than
+                # one, since threads are not equally fast, and the faster one helps the slower one.
+                tasks = problem.spans * problem.groups * ceil_div(problem.pixels, block) * o
+                turns = ceil_div(tasks, threads)
+                work = <double> turns * block * ceil_div(plan.out_tiling.tiles, o) / taller
+                if lines_shared and o > 1 and (tasks % threads or turns % o):
+                    work += SHARED_LINE_CYCLES * block * whole / plan.cycles
+                balance = whole / threads / work
+                balance -= (weights_again * max(<Py_ssize_t> 0, b - blocks) + x_again * (o - plan.out_blocks)
+                            + 0.006 / turns)
                 if balance > best_balance:
                     best_balance = balance
                     best_blocks = b

@@ -313,7 +313,7 @@ cdef class Pass:
             x = &step.y
         schedule.out_parts = 1
         schedule.tasks = schedule.spans * schedule.pixel_blocks
-        threads = min(<double> wanted, cycles / cycles_per_thread() if kept is None else <double> kept[1])
+        threads = min(<double> wanted, threads_worth(active_isa, cycles, forked) if kept is None else <double> kept[1])
         schedule.threads = <int> max(1.0, min(threads, <double> schedule.tasks))
         if watched is not None:
             note_choice(key, (block, schedule.threads))

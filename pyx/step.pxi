@@ -36,7 +36,7 @@ cdef int plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t
     problem.isa = active_isa
     problem.precision = step.precision
     problem.threads = threads
-    problem.thread_cycles = cycles_per_thread()
+    problem.forked = forked
     problem.spans = spans
     problem.pixels = pixels
     problem.groups = step.groups

@@ -16,7 +16,8 @@ cdef enum:
     STREAM_K = 16                  # channels of channels-first pixels that are packed at a time
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
     STREAM_MAX_OUTS = 32           # more of them
-    STREAM_MAX_K = 32              # with few in channels only
+    STREAM_MAX_K = 32              # with few in channels only,
+    STREAM_ROWS_K = 128            # but more where short vectors multiply pixels row by row
     FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
 
 
@@ -53,9 +54,11 @@ cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) n
             and problem.outs <= STREAM_MAX_OUTS)
 
 
-cdef bint is_better_streamed(const Problem* problem) noexcept nogil:
+cdef bint is_better_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
     if problem.k <= STREAM_MAX_K or problem.outs <= FEW_OUTS:
+        return True
+    if problem.k <= STREAM_ROWS_K and kernels.lanes < 16 and streams_rows(problem):
         return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     return (problem.outs <= STREAM_FEW_OUTS

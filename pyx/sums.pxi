@@ -379,6 +379,7 @@ cdef void run_sums(void* running) noexcept nogil:
         for task in prange(sums.parts * sums.segments, schedule="dynamic"):
             run_sums_task(sums, task, sums.memory + omp_get_thread_num() * sums.thread_bytes)
         if sums.segments > 1:
+            pwconv_wait_for_all()
             for task in prange(sums.parts, schedule="dynamic"):
                 join_segments(sums, task)
         leave(NULL, before)
@@ -396,7 +397,7 @@ cdef void tile_channels(Sums* sums, int vectors) noexcept nogil:
 cdef double sums_cycles(const Sums* sums) noexcept nogil:
     """Expected cycles of all products on one thread."""
     cdef double cycles = sums.b_tiling.tiles * (
-        panel_cycles(sums.kernels, &sums.a_tiling, sums.vectors, 0.0, 0.0)
+        panel_cycles(fma_cycles(sums.kernels, active_isa), &sums.a_tiling, sums.vectors, 0.0, 0.0)
         + sums.vectors * (2.0 + 0.5 * sums.a_tiling.tiles))
     return cycles * sums.pixels * sums.groups * (0.5 if sums.symmetric else 1.0)
 
@@ -434,7 +435,7 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
     if not sums.a.pixels_adjacent:
         sums.kc = min(sums.kc, <Py_ssize_t> 2 * SUM_BLOCK)  # so that the lines of a tile of A stay in cache
     sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
-    threads = <int> max(1.0, min(<double> threads, best / cycles_per_thread()))
+    threads = <int> min(<double> threads, threads_worth(active_isa, best, forked))
     if sums.symmetric:
         sums.a_parts = 1
         sums.parts = sums.b_parts * (sums.b_parts + 1) // 2

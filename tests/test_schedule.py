@@ -29,15 +29,19 @@ def tasks_of(plan):
 
 
 def loads(tasks, threads):
-    """The tiles that each thread gets when the thread that is free first takes the next task."""
-    busy = [0.0] * threads
-    for task in tasks:
-        heapq.heappush(busy, heapq.heappop(busy) + task)
-    return busy
+    """The tiles that each thread gets: its own run of adjacent tasks, then what others have left."""
+    runs = [list(tasks[len(tasks) * i // threads : len(tasks) * (i + 1) // threads]) for i in range(threads)]
+    busy = [(0.0, thread) for thread in range(threads)]
+    while any(runs):
+        done, thread = heapq.heappop(busy)
+        others = (runs[(thread + i) % threads] for i in range(threads))
+        heapq.heappush(busy, (done + next(run for run in others if run).pop(0), thread))
+    return [done for done, _ in busy]
 
 
-def test_simulated_tasks_go_to_the_first_free_thread():
-    assert sorted(loads([3, 1, 1, 1, 2], 2)) == [3, 5]
+def test_simulated_threads_help_each_other():
+    assert sorted(loads([3, 1, 1, 1, 2], 2)) == [4, 4]
+    assert sorted(loads([1, 1, 5, 1], 2)) == [3, 5]
     assert sorted(loads([1], 3)) == [0, 0, 1]
 
 

@@ -3,6 +3,7 @@
 #ifndef PWCONV_THREADS_H
 #define PWCONV_THREADS_H
 
+#include <stddef.h>
 #include <stdlib.h>
 
 #ifdef _OPENMP
@@ -29,6 +30,18 @@ static inline void pwconv_let_workers_sleep(void) {
 }
 
 typedef void (*work_t)(void *);
+
+/* Waits for the other threads of a parallel region: at the end of a prange, Cython does not. */
+static inline void pwconv_wait_for_all(void) {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
+/* Takes the next of numbers that threads share: returns it and adds one. */
+static inline ptrdiff_t pwconv_take(ptrdiff_t *next) {
+    return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+}
 
 #if defined(_WIN32)
 static inline int pwconv_startable(int threads, int anew) {
