@@ -46,6 +46,7 @@ cdef struct Sums:
     char* ones_out
     Py_ssize_t out_a_step, out_b_step, out_group_step, ones_step
     bint out_wide
+    bint at_once                   # one block, whose sums are the result: no totals of products are kept
     double* totals                 # of a task where there are several segments, else of a thread
     Py_ssize_t kc
     char* memory                   # of all threads
@@ -272,7 +273,12 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                 tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
                 vectors -= skipped
                 kernels.micro_kernel[rowwise][vectors][mr](&tile)
-                if tile.last:
+                if tile.last and sums.at_once:
+                    sums.isa.store_sums(sums.out + part.group * sums.out_group_step + row * sums.out_a_step
+                                        + b_tile * nr * sums.out_b_step, sums.out_a_step, sums.out_b_step,
+                                        tile.partial, vectors * lanes, mr,
+                                        min(vectors * lanes, sums.b.count - b_tile * nr))
+                elif tile.last:
                     sums.isa.add_sums(totals + place * sums_of_tile, tile.partial, mr * vectors * lanes, first)
                 place += 1
         if part.ones:
@@ -316,6 +322,13 @@ cdef void store_part(const Sums* sums, const Part* part, const double* totals) n
             width = b_vectors(sums, b_tile) * lanes - skipped
             column = b_tile * nr + skipped
             columns = min(width, sums.b.count - column)
+            if sums.at_once:
+                mr = 0             # stored
+            elif not sums.symmetric and not sums.out_wide:
+                sums.isa.store_totals(out + row * sums.out_a_step + column * sums.out_b_step, sums.out_a_step,
+                                      sums.out_b_step, totals + place * sums_of_tile, width, mr, columns)
+                place += 1
+                continue
             for r in range(row, row + mr):
                 line = totals + place * sums_of_tile + (r - row) * width
                 for c in range(max(0, r - column) if sums.symmetric else 0, columns):
@@ -458,6 +471,7 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
         sums.parts = sums.groups * sums.a_parts * sums.b_parts
         sums.part_tiles = (ceil_div(tiles, sums.a_parts) + sums.with_ones) * b_tiles
     sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
+    sums.at_once = sums.blocks == 1 and not sums.symmetric and not sums.out_wide
     lay_out_sums(sums, b_tiles)
 
 

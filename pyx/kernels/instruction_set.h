@@ -50,6 +50,8 @@
         .fill_uncounted = fill_uncounted,                                       \
         .add_sums = add_sums,                                                   \
         .add_totals = add_totals,                                               \
+        .store_sums = store_sums,                                               \
+        .store_totals = store_totals,                                           \
         .sum_panel = sum_panel,                                                 \
         .centre = centre,                                                       \
         .fma_chain = fma_chain,                                                 \

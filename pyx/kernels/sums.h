@@ -50,6 +50,23 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
     }
 }
 
+/* y[row][column] = sum[row * pitch + column]; steps in bytes. */
+static void store_sums(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const float *sum, ptrdiff_t pitch,
+                       ptrdiff_t rows, ptrdiff_t columns) {
+    enum { ONE = sizeof(float) };
+    copy(y, row_step, column_step, (const char *)sum, pitch * ONE, ONE, rows, columns);
+}
+
+/* The same, of float64 sums that are rounded first; rows of whole vectors. */
+static void store_totals(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const double *total, ptrdiff_t pitch,
+                         ptrdiff_t rows, ptrdiff_t columns) {
+    float sum[TALLEST * MAX_VECTORS * LANES];
+    for (ptrdiff_t i = 0; i < rows * pitch; i += LANES / 2) {
+        *(half_vec *)(sum + i) = __builtin_convertvector(*(const loose_wide_vec *)(total + i), half_vec);
+    }
+    store_sums(y, row_step, column_step, sum, pitch, rows, columns);
+}
+
 /* Subtracts a value per channel from a panel [pixel][channel] of whole vectors; pixels that do not count become zeros,
    whatever they hold. counts: per pixel all ones or 0, or NULL. */
 static void centre(float *panel, ptrdiff_t pixels, ptrdiff_t width, const float *shift, const uint32_t *counts) {
