@@ -15,6 +15,8 @@ cdef enum:
     SEGMENTS = 32                  # at most
     SEGMENT_SUMS = 1 << 19         # sums of all segments together, at most, if there are several
     PACKED_SUMS = 1 << 16          # floats of a block of B
+    PACKED_TILES = 8               # tiles of A that are packed at a time, whose lines are then read once
+    FEW_PIXELS = SUM_BLOCK
     TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
 
 
@@ -205,14 +207,15 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
     cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, mr, width, panel, k
-    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, first_packed, end_packed, ahead_step = 0
+    cdef const char* ahead = NULL
     cdef float* panels = <float*> (memory + sums.panels_at)
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
     cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
-    cdef bint rowwise = False
+    cdef bint rowwise = False, in_place
     cdef int vectors, skipped
-    cdef tile_t tile
+    cdef tile_t tile, packed
     if sums.mask.data == NULL:
         counts = NULL
     elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
@@ -230,35 +233,46 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
         if sums.symmetric and not part.diagonal:
             pack_panels(sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
                         pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
-        place = 0
+        place = end_packed = first_packed = 0
         for a_tile in range(part.first_a, part.end_a):
             row = a_start(sums, a_tile)
             mr = a_start(sums, a_tile + 1) - row
             if mr == 0:            # the last panel of a symmetric product may have fewer tiles
                 continue
             panel = 0
-            tile.prefetch = <const char*> panels
-            tile.prefetch_step = 0
             if sums.symmetric:
                 panel = row // nr
                 tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
                 tile.a = <const char*> (panels if part.diagonal else a_panels)
                 tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
                 tile.a += row % nr * <Py_ssize_t> sizeof(float)
-            elif not find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise):
-                rowwise = sums.a.pixels_adjacent
-                width = row_floats(k) if rowwise else mr
-                gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
-                tile.a = <const char*> a_panels
-                tile.a_step = width * sizeof(float)
-            elif not rowwise:
-                # Hardware does not follow steps across pages. The channels of the next tile lie behind those of this
-                # one; behind the last tile, the next pixels are wanted.
-                tile.prefetch = tile.a + mr * <Py_ssize_t> sizeof(float)
-                if a_tile == part.end_a - 1:
-                    tile.prefetch = tile.a + k * tile.a_step - (
-                        row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
-                tile.prefetch_step = tile.a_step
+            elif a_tile >= end_packed:
+                in_place = find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise)
+                if not in_place:
+                    rowwise = sums.a.pixels_adjacent
+                    width = row_floats(k) if rowwise else mr
+                    gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
+                    tile.a = <const char*> a_panels
+                    tile.a_step = width * sizeof(float)
+                elif not rowwise:
+                    # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and
+                    # those of powers of two share few sets of a cache. Behind the last tile, the next pixels are wanted.
+                    first_packed = a_tile
+                    end_packed = a_tile + 1
+                    while (end_packed < min(part.end_a, a_tile + PACKED_TILES)
+                           and a_start(sums, end_packed + 1) - a_start(sums, end_packed) == mr
+                           and find_in_place(sums, part.group * sums.a.count + row, mr * (end_packed + 1 - a_tile),
+                                             pixel + done, k, &packed, &rowwise)):
+                        end_packed += 1
+                    sums.isa.pack_columns(a_panels, tile.a, tile.a_step, k, mr, end_packed - a_tile)
+                    ahead = tile.a + (a_start(sums, end_packed) - row) * <Py_ssize_t> sizeof(float)
+                    if end_packed == part.end_a:
+                        ahead = tile.a + k * tile.a_step - (
+                            row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
+                    ahead_step = tile.a_step
+                    tile.a_step = mr * sizeof(float)
+            if a_tile < end_packed:
+                tile.a = <const char*> (a_panels + (a_tile - first_packed) * mr * k)
             tile.mr = mr
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
@@ -268,6 +282,11 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         continue
                     if b_tile == panel:
                         skipped = <int> (row % nr // lanes)
+                tile.prefetch = <const char*> panels
+                tile.prefetch_step = 0
+                if a_tile < end_packed and b_tile == part.first_b:
+                    tile.prefetch = ahead + (a_tile - first_packed) * 64
+                    tile.prefetch_step = ahead_step
                 tile.b_step = vectors * lanes * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
                 tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
@@ -481,7 +500,7 @@ cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
     sums.panels_at = 0
     sums.a_at = aligned(panels * sizeof(float))
     sums.partial_at = sums.a_at + aligned(
-        (panels if sums.symmetric else sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
+        (panels if sums.symmetric else PACKED_TILES * sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
     sums.counts_at = sums.partial_at + aligned(
         (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
     sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
@@ -532,7 +551,7 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
     cdef Py_ssize_t pixels = 0
     cdef size_t at
     cdef int threads = threads_for(num_threads), which
-    cdef bint rows_in_b
+    cdef bint rows_in_b, ones_apart = False
     memset(&sums, 0, sizeof(Sums))
     memset(buffers.held, 0, sizeof(buffers.held))
     first.held = second.held = 0
@@ -569,8 +588,14 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
                 map_of(&buffers.view[RESIDUAL], KIND_UINT8, &axes, NULL, False, &sums.mask)
         else:
             hold_channels(&second, columns, &axes, &sums.a, groups, &pixels)
-            # Packing the smaller side is cheaper. The row of ones sums up B's channels.
+            # Packing the smaller side is cheaper, but rows of tiles should be rows of the result where it takes as
+            # long to store as to compute. The row of ones sums up B's channels.
             rows_in_b = sums.with_ones or sums.b.count <= sums.a.count
+            if out is not None and sums.pixels <= FEW_PIXELS and sums.a.count >= 4 * sums.isa.float32.lanes:
+                rows_in_b = sums.out_b_step == sizeof(float)
+            ones_apart = sums.with_ones and not rows_in_b
+            if ones_apart:
+                sums.with_ones = False
             if not rows_in_b:
                 sums.a, sums.b = sums.b, sums.a
                 sums.out_a_step, sums.out_b_step = sums.out_b_step, sums.out_a_step
@@ -587,3 +612,5 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
         release(&buffers)
         release_input(&first)
         release_input(&second)
+    if ones_apart:
+        sums_of_products(rows, columns, None, ones, groups, None, None, num_threads)
