@@ -16,7 +16,7 @@ cdef enum:
     SEGMENT_SUMS = 1 << 19         # sums of all segments together, at most, if there are several
     PACKED_SUMS = 1 << 16          # floats of a block of B
     PACKED_TILES = 8               # tiles of A that are packed at a time, whose lines are then read once
-    FEW_PIXELS = SUM_BLOCK
+    FEW_PIXELS = SUM_BLOCK         # below it, storing sums across the rows of the result takes as long as the products
     TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
 
 
@@ -256,7 +256,7 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                     tile.a_step = width * sizeof(float)
                 elif not rowwise:
                     # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and
-                    # those of powers of two share few sets of a cache. Behind the last tile, the next pixels are wanted.
+                    # those of powers of two share few sets of a cache. Behind the last tile, the next pixels follow.
                     first_packed = a_tile
                     end_packed = a_tile + 1
                     while (end_packed < min(part.end_a, a_tile + PACKED_TILES)
@@ -500,7 +500,8 @@ cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
     sums.panels_at = 0
     sums.a_at = aligned(panels * sizeof(float))
     sums.partial_at = sums.a_at + aligned(
-        (panels if sums.symmetric else PACKED_TILES * sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
+        (panels if sums.symmetric else PACKED_TILES * sums.kernels.mr[sums.vectors] * row_floats(k))
+        * sizeof(float))
     sums.counts_at = sums.partial_at + aligned(
         (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
     sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
