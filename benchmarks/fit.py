@@ -3,8 +3,9 @@
     python benchmarks/fit.py [13 | 204 ...]
 
 needs scikit-learn, which gets a view of samples, of channels-first scenes the transposed one. Calls take turns, each
-after a wait in which idle threads of the eigensolver stop spinning; medians of the rounds count. The error of a covariance is its largest difference from float64's, as a
-share of the largest variance; that of NumPy is the error of its float32 product of the same centred samples.
+after a wait in which idle threads of the eigensolver stop spinning; medians of the rounds count. The error of a
+covariance is its largest difference from float64's, as a share of the largest variance; that of NumPy is the error of
+its float32 product of the same centred samples.
 """
 
 import statistics
