@@ -101,7 +101,7 @@ cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nog
 
 cdef inline void plan_next(const Step* step, const Block* block, const Run* from_x, Py_ssize_t pixels,
                            stream_t* stream) noexcept nogil:
-    """Chooses what is prefetched while some channels of a chunk are multiplied: those that are packed next."""
+    """Chooses what is prefetched while some channels of a chunk are multiplied: those that are read next."""
     cdef const FeatureMap* x = block.x
     cdef Py_ssize_t left = step.k - block.first_k - block.k, start = 0 if left > 0 else pixels
     cdef Py_ssize_t n = min(pixels, from_x.count - start)
@@ -161,7 +161,8 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         if direct:
             stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step
-            if y_far:
+            # Loads of packed pixels often have the low 12 bits of such a store's address, and would wait for it.
+            if y_far and in_place:
                 ragged = -(<Py_ssize_t> stream.y) & 63
                 if ragged == 0:
                     stream.y_far = True
@@ -179,6 +180,9 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
             if in_place:
                 stream.x = from_x.at + block_offset(step, block)
                 stream.x_channel_step = x.channel_step
+                # Else whole rows are read by a tile before the next one, and the first one waits for all of them.
+                if x_far and plan.out_tiling.tiles > 1 and step.k <= plan.kc:
+                    plan_next(step, block, &from_x, n, &stream)
             else:
                 gather_pixels(step, block, False, pixel, n, packed_pitch, block.panels)
                 stream.x = <char*> block.panels

@@ -64,18 +64,36 @@ static inline ints load_words(const void *p) {
     return (ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
 }
 
-static inline __m128i low_words(ints x) {
-    const __m256i words = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xffff));
-    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-}
+#define STORES_TOGETHER
 
-static inline void store_bytes(void *p, ints x) {
-    const __m128i words = low_words(x & 255);
-    _mm_storel_epi64(p, _mm_packus_epi16(words, words));
+/* Packs of two vectors take their halves in turn. */
+static inline __m256i low_words(ints a, ints b) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    return _mm256_packus_epi32(_mm256_and_si256((__m256i)a, low), _mm256_and_si256((__m256i)b, low));
 }
 
 static inline void store_words(void *p, ints x) {
-    _mm_storeu_si128(p, low_words(x));
+    const __m256i words = _mm256_permute4x64_epi64(low_words(x, x), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(p, _mm256_castsi256_si128(words));
+}
+
+static inline void store_two_of_words(char *p, const ints *x) {
+    const __m256i words = _mm256_permute4x64_epi64(low_words(x[0], x[1]), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm256_storeu_si256((__m256i *)p, words);
+}
+
+static inline void store_bytes(void *p, ints x) {
+    const __m256i words = low_words(x & 255, x & 255);
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm_storel_epi64(p, _mm256_castsi256_si128(bytes));
+}
+
+static inline void store_four_of_bytes(char *p, const ints *x) {
+    const __m256i low = low_words(x[0] & 255, x[1] & 255), high = low_words(x[2] & 255, x[3] & 255);
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)p, bytes);
 }
 
 static inline ints ints_from_vec(vec v) {
@@ -103,21 +121,55 @@ static inline void store_quads(char *p, ptrdiff_t step, vec v) {
     _mm_storeu_ps((float *)(p + step), _mm256_extractf128_ps(v, 1));
 }
 
-/* The second half of 24 bytes begins four bytes before their middle, so that nothing behind them is read. */
-static inline ints load_pixels_3(const void *p) {
-    const __m256i run = _mm256_setr_m128i(_mm_loadu_si128(p), _mm_loadu_si128((const __m128i *)((const char *)p + 8)));
-    const __m256i bytes = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1, /* */
-                                           4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1);
-    return (ints)_mm256_shuffle_epi8(run, bytes);
+/* For planes.h. In each half of a vector are the bytes of four pixels, of which channel c begins at byte c. */
+#define BYTE_PLANES
+
+/* Nothing behind the pixels is read: the second half of 24 bytes begins four bytes before their middle. */
+static inline void load_byte_planes(const char *p, ints *plane, const int channels) {
+    __m256i run;
+    if (channels == 1) {
+        plane[0] = load_bytes(p);
+        return;
+    }
+    if (channels == 2) run = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    if (channels == 3) {
+        run = _mm256_setr_m128i(_mm_loadu_si128((const __m128i *)p), _mm_loadu_si128((const __m128i *)(p + 8)));
+    }
+    if (channels == 4) run = _mm256_loadu_si256((const __m256i *)p);
+    const int second = channels == 2 ? 8 : channels == 3 ? 4 : 0;
+    for (int c = 0; c < channels; c++) {
+        const int a = c, b = c + second, n = channels;
+        plane[c] = (ints)_mm256_shuffle_epi8(
+            run, _mm256_setr_epi8(a, -1, -1, -1, a + n, -1, -1, -1, a + 2 * n, -1, -1, -1, a + 3 * n, -1, -1, -1, /* */
+                                  b, -1, -1, -1, b + n, -1, -1, -1, b + 2 * n, -1, -1, -1, b + 3 * n, -1, -1, -1));
+    }
 }
 
-static inline void store_pixels_3(void *p, ints x) {
-    const __m256i bytes = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1, /* */
-                                           0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-    const __m256i run =
-        _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8((__m256i)x, bytes), _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 3, 7));
-    _mm_storeu_si128(p, _mm256_castsi256_si128(run));
-    _mm_storel_epi64((__m128i *)((char *)p + 16), _mm256_extracti128_si256(run, 1));
+/* Packs make 0 of negative integers, and put the channels of four pixels one behind the other. */
+static inline void store_byte_planes(char *p, const ints *plane, const int channels) {
+    const __m256i last = (__m256i)plane[channels - 1];
+    if (channels == 1) {
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(last), _mm256_extracti128_si256(last, 1));
+        _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
+        return;
+    }
+    const __m256i low = _mm256_packs_epi32((__m256i)plane[0], (__m256i)plane[1]);
+    const __m256i high = channels == 2 ? low : _mm256_packs_epi32((__m256i)plane[2], last);
+    const __m256i bytes = _mm256_packus_epi16(low, high);
+    if (channels == 2) {
+        const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+        const __m256i pixels = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
+        _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pixels, 0x08)));
+    } else if (channels == 3) {
+        const __m128i order = _mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1);
+        const __m256i pixels = _mm256_permutevar8x32_epi32(
+            _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order)), _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 3, 7));
+        _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(pixels));
+        _mm_storel_epi64((__m128i *)(p + 16), _mm256_extracti128_si256(pixels, 1));
+    } else {
+        const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm256_storeu_si256((__m256i *)p, _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order)));
+    }
 }
 
 static inline void store_quad_past_caches(char *p, vec v, int quad) {
@@ -129,9 +181,10 @@ static inline void store_past_caches(void *p, vec v) {
     _mm256_stream_ps(p, v);
 }
 
-/* For stream.h. */
-#define STREAM_MR 4
-#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 3) X(4, 3)
+/* For stream.h: tiles store whole cache lines of each row at a time. Parts of them past the
+   caches would be written one by one. */
+#define STREAM_MR 6
+#define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 2) X(5, 2) X(6, 2)
 
 /* For adjacent.h. */
 #define ROWS_TILES(X) X(1, 8) X(2, 6) X(3, 4) X(4, 3)

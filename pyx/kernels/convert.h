@@ -3,6 +3,8 @@
    The file of an instruction set defines, for LANES elements at any byte address:
      load_bytes(p), load_words(p)         unsigned integers of 8 and 16 bits
      store_bytes(p, x), store_words(p, x) the low 8 and 16 bits of each integer
+     store_four_of_bytes(p, x)            those of four vectors, and
+     store_two_of_words(p, x)             of two, where that takes fewer instructions: it defines STORES_TOGETHER then
      ints_from_vec(v)                     the nearest integers, ties to even
      load_halves(p), store_halves(p, v)   float16, where it has instructions for them: it defines HALVES then
    Denormal float16 are kept, although kernels run with denormal float32 counted as zero. */
@@ -75,6 +77,16 @@ INLINE void store_halves(void *p, vec v) {
 }
 #endif
 
+#ifndef STORES_TOGETHER
+INLINE void store_four_of_bytes(char *p, const ivec *x) {
+    UNROLL for (int i = 0; i < 4; i++) store_bytes(p + i * LANES, x[i]);
+}
+
+INLINE void store_two_of_words(char *p, const ivec *x) {
+    UNROLL for (int i = 0; i < 2; i++) store_words(p + i * LANES * (int)sizeof(uint16_t), x[i]);
+}
+#endif
+
 /* rint(v) limited to [low, high], which are integers; NaN becomes 0. */
 INLINE ivec rounded(vec v, float low, float high) {
     const vec number = low < 0.0f ? (vec)((ivec)v & (ivec)(v == v)) : v; /* else larger() makes NaN low, which is 0 */
@@ -103,15 +115,40 @@ INLINE vec load_kind(const char *p, const int kind) {
     }
 }
 
+/* v as an integer or bfloat16 of a kind, in the low bits. */
+INLINE ivec bits_of_kind(vec v, const int kind) {
+    switch (kind) {
+        case KIND_UINT8: return rounded(v, 0.0f, 255.0f);
+        case KIND_INT8: return rounded(v, -128.0f, 127.0f);
+        case KIND_UINT16: return rounded(v, 0.0f, 65535.0f);
+        case KIND_INT16: return rounded(v, -32768.0f, 32767.0f);
+        default: return bfloats_from_vec(v);
+    }
+}
+
 INLINE void store_kind(char *p, vec v, const int kind) {
     switch (kind) {
-        case KIND_UINT8: store_bytes(p, rounded(v, 0.0f, 255.0f)); break;
-        case KIND_INT8: store_bytes(p, rounded(v, -128.0f, 127.0f)); break;
-        case KIND_UINT16: store_words(p, rounded(v, 0.0f, 65535.0f)); break;
-        case KIND_INT16: store_words(p, rounded(v, -32768.0f, 32767.0f)); break;
+        case KIND_FLOAT32: store(p, v); break;
         case KIND_FLOAT16: store_halves(p, v); break;
-        case KIND_BFLOAT16: store_words(p, bfloats_from_vec(v)); break;
-        default: store(p, v); break;
+        case KIND_UINT8:
+        case KIND_INT8: store_bytes(p, bits_of_kind(v, kind)); break;
+        default: store_words(p, bits_of_kind(v, kind)); break;
+    }
+}
+
+INLINE void store_four_of_kind(char *p, const vec *v, const int kind) {
+    const int bytes = LANES * element_size(kind);
+    ivec x[4];
+    if (kind == KIND_FLOAT32 || kind == KIND_FLOAT16) {
+        UNROLL for (int i = 0; i < 4; i++) store_kind(p + i * bytes, v[i], kind);
+        return;
+    }
+    UNROLL for (int i = 0; i < 4; i++) x[i] = bits_of_kind(v[i], kind);
+    if (kind == KIND_UINT8 || kind == KIND_INT8) {
+        store_four_of_bytes(p, x);
+    } else {
+        store_two_of_words(p, x);
+        store_two_of_words(p + 2 * bytes, x + 2);
     }
 }
 
@@ -134,6 +171,11 @@ INLINE void narrow_run_of(char *dst, const float *src, ptrdiff_t n, const int ki
     const int size = element_size(kind);
     if (n >= LANES) {
         ptrdiff_t i = 0;
+        for (; i + 4 * LANES <= n; i += 4 * LANES) {
+            vec v[4];
+            UNROLL for (int j = 0; j < 4; j++) v[j] = load(src + i + j * LANES);
+            store_four_of_kind(dst + i * size, v, kind);
+        }
         for (; i + LANES <= n; i += LANES) store_kind(dst + i * size, load(src + i), kind);
         if (i < n) store_kind(dst + (n - LANES) * size, load(src + n - LANES), kind);
     } else if (n > 0) {

@@ -7,6 +7,7 @@
    or, with WIDE_PLANES, load_wide_planes() and interleave_wide_planes() for two to four adjacent channels
      SHUFFLE(a, b, i, j, k, l)                      in each quad: elements i and j of a, then k and l of b
      load_pixels_3(p), store_pixels_3(p, v)         three adjacent bytes a pixel in the low bytes of integers
+   or, with BYTE_PLANES, load_byte_planes() and store_byte_planes() of planes.h for one to four adjacent bytes
    Any number of channels is served by quads of channels: vector i of four holds those of pixels i, i + 4, i + 8, ...,
    so that transposing the squares of four by four in them gives LANES pixels of four channels. The last quad of a pixel
    overlaps the one before. Nothing outside of the two arrays is read or written. */
@@ -48,8 +49,8 @@ INLINE void store_four(char *dst, ptrdiff_t step, vec *plane) {
     UNROLL for (int i = 0; i < 4; i++) store_quads(dst + i * step, 4 * step, plane[i]);
 }
 
-/* LANES adjacent pixels of two to four channels, stored also of one. Vector i holds the quads i, i + CHANNELS, ... of the run that they
-   are: every CHANNELS quads are four pixels. */
+/* LANES adjacent pixels of two to four channels, stored also of one. Vector i holds the quads i, i + CHANNELS, ... of
+   the run that they are: every CHANNELS quads are four pixels. */
 INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
 #ifdef WIDE_PLANES
     load_wide_planes(src, plane, CHANNELS);

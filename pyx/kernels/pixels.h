@@ -25,19 +25,20 @@ INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const i
         if (CHANNELS > 1) load_planes(src, plane, CHANNELS);
         return;
     }
-    const ivec pixel = load_byte_pixels(src, CHANNELS);
-    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(pixel >> 8 * c & 255);
+    ivec bytes[4];
+    load_byte_planes(src, bytes, CHANNELS);
+    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(bytes[c]);
 }
 
-/* Bytes were clipped to their range. */
+/* Bytes were clipped to their range, whose lower end store_byte_planes() may keep. */
 INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int BYTES, int past_caches) {
     if (!BYTES) {
         store_planes(dst, plane, CHANNELS, past_caches);
         return;
     }
-    ivec pixel = splat_int(0);
-    UNROLL for (int c = 0; c < CHANNELS; c++) pixel |= ints_from_vec(plane[c]) << 8 * c;
-    store_byte_pixels(dst, pixel, CHANNELS);
+    ivec bytes[4];
+    UNROLL for (int c = 0; c < CHANNELS; c++) bytes[c] = ints_from_vec(plane[c]);
+    store_byte_planes(dst, bytes, CHANNELS);
 }
 
 /* From and to bytes if X_BYTES, Y_BYTES. */
@@ -62,10 +63,10 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
         UNROLL for (int o = 0; o < OUTS; o++) {
             vec sum = splat(0.0f);
             UNROLL for (int k = 0; k < K; k++) sum = fmadd(weight[o][k], in[k], sum);
-            /* In this order larger() turns NaN into the lower bound, which is 0 for bytes. */
             out[o] = sum + bias[o];
             if (Y_BYTES) {
-                out[o] = smaller(high, larger(out[o], low));
+                /* In this order larger() turns NaN into 0; without it, NaN is converted to a negative integer. */
+                out[o] = smaller(high, BYTES_SATURATE ? out[o] : larger(out[o], low));
             } else if (clips) {
                 out[o] = clip(out[o], low, high);
             }

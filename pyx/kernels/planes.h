@@ -2,7 +2,13 @@
 
 enum { BLOCK_FLOATS = 2048, BLOCK_CHANNELS = 128 }; /* float32 between a conversion and a transposition, in cache */
 
-/* Up to four adjacent channels of 8 bits: a pixel is an integer, of which each channel is a byte. LANES pixels. */
+/* LANES pixels of up to four adjacent channels of 8 bits, as a vector for each channel of integers from 0 to 255. */
+#ifdef BYTE_PLANES
+enum { BYTES_SATURATE = 1 };
+#else
+enum { BYTES_SATURATE = 0 }; /* else store_byte_planes() stores 0 for negative integers */
+
+/* Each pixel is an integer, of which each channel is a byte. */
 INLINE ivec load_byte_pixels(const char *p, const int CHANNELS) {
     if (CHANNELS == 1) return load_bytes(p);
     if (CHANNELS == 2) return load_words(p);
@@ -17,12 +23,25 @@ INLINE void store_byte_pixels(char *p, ivec x, const int CHANNELS) {
     if (CHANNELS == 4) store(p, (vec)x);
 }
 
+INLINE void load_byte_planes(const char *p, ivec *plane, const int CHANNELS) {
+    const ivec pixel = load_byte_pixels(p, CHANNELS);
+    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = pixel >> 8 * c & 255;
+}
+
+INLINE void store_byte_planes(char *p, const ivec *plane, const int CHANNELS) {
+    ivec pixel = splat_int(0);
+    UNROLL for (int c = 0; c < CHANNELS; c++) pixel |= plane[c] << 8 * c;
+    store_byte_pixels(p, pixel, CHANNELS);
+}
+#endif
+
 INLINE void widen_byte_pixels_of(char *dst, ptrdiff_t d_row, const char *src, ptrdiff_t pixels, int is_signed,
                                  const int CHANNELS) {
     FOR_VECTORS(i, pixels) {
-        const ivec pixel = load_byte_pixels(src + i * CHANNELS, CHANNELS);
+        ivec plane[4];
+        load_byte_planes(src + i * CHANNELS, plane, CHANNELS);
         UNROLL for (int c = 0; c < CHANNELS; c++) {
-            const ivec byte = is_signed ? pixel << (24 - 8 * c) >> 24 : pixel >> 8 * c & 255;
+            const ivec byte = is_signed ? sign_extended(plane[c], 8) : plane[c];
             store(dst + c * d_row + i * (ptrdiff_t)sizeof(float), vec_from_ints(byte));
         }
     }
@@ -31,12 +50,12 @@ INLINE void widen_byte_pixels_of(char *dst, ptrdiff_t d_row, const char *src, pt
 INLINE void narrow_byte_pixels_of(char *dst, const char *src, ptrdiff_t s_row, ptrdiff_t pixels, int is_signed,
                                   const int CHANNELS) {
     FOR_VECTORS(i, pixels) {
-        ivec pixel = splat_int(0);
+        ivec plane[4];
         UNROLL for (int c = 0; c < CHANNELS; c++) {
             const vec v = load(src + c * s_row + i * (ptrdiff_t)sizeof(float));
-            pixel |= (is_signed ? rounded(v, -128.0f, 127.0f) & 255 : rounded(v, 0.0f, 255.0f)) << 8 * c;
+            plane[c] = is_signed ? rounded(v, -128.0f, 127.0f) & 255 : rounded(v, 0.0f, 255.0f);
         }
-        store_byte_pixels(dst + i * CHANNELS, pixel, CHANNELS);
+        store_byte_planes(dst + i * CHANNELS, plane, CHANNELS);
     }
 }
 
@@ -183,13 +202,13 @@ static void unpack_through_cache(const unpack_t *u) {
 }
 
 /* Copies a run past the caches: without reading the lines that it replaces, which saves a third of the traffic of a copy.
-   Whole vectors at their alignment are stored so. */
+   Only whole cache lines are stored so: two ways of storing parts of a line would wait for each other. */
 static void copy_past_caches(char *dst, const char *src, ptrdiff_t bytes) {
-    const ptrdiff_t head = smaller_of(-(intptr_t)dst & (sizeof(vec) - 1), bytes);
+    enum { LINE = 64 };
+    const ptrdiff_t head = smaller_of(-(intptr_t)dst & (LINE - 1), bytes), whole = (bytes - head) / LINE * LINE;
     memcpy(dst, src, (size_t)head);
-    ptrdiff_t i = head;
-    for (; i + (ptrdiff_t)sizeof(vec) <= bytes; i += sizeof(vec)) store_past_caches(dst + i, load(src + i));
-    memcpy(dst + i, src + i, (size_t)(bytes - i));
+    for (ptrdiff_t i = head; i < head + whole; i += sizeof(vec)) store_past_caches(dst + i, load(src + i));
+    memcpy(dst + head + whole, src + head + whole, (size_t)(bytes - head - whole));
 }
 
 /* A map that is far is stored in runs that were put together in cache, if its pixels or its planes have no gaps.

@@ -2,10 +2,11 @@
    call, planes in and planes out. Pixels lie on the lanes, weights are broadcast. The order of summation is that of
    tile.h: a sum may rest in memory between two channels of a block, which changes no bit of a float32. */
 
-/* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs.
-   Hardware prefetches so many streams, and rows that lie a multiple of 4096 bytes apart, as most do, share the places
-   of few cache sets. */
-enum { FEW_STREAMS = 16, STREAMS = 8 };
+/* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs, or
+   SHARED_STREAMS if several tiles read them. Rows that lie a multiple of 4096 bytes apart, as most do, share the places
+   of few cache sets: more of them would evict what hardware prefetches. The sums of each run are read and written once
+   for so many channels, for each tile. */
+enum { FEW_STREAMS = 16, STREAMS = 4, SHARED_STREAMS = 8 };
 
 /* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache. */
 enum { SHARED_RUN = 192 };
@@ -65,7 +66,7 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         if (p->clips) out = clip(out, low, high);
         if (PARTIAL) {
             store_first(here, out, lanes);
-        } else if (p->bias && p->y_far) {
+        } else if (p->bias && p->y_far && VECTORS * sizeof(vec) % 64 == 0) {
             store_past_caches(here, out);
         } else {
             store(here, out);
@@ -122,7 +123,8 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
 }
 
 static void stream(const stream_t *s) {
-    const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? STREAMS : s->k;
+    const ptrdiff_t streams = s->tiles > 1 ? SHARED_STREAMS : STREAMS;
+    const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? streams : s->k;
     const ptrdiff_t run = s->tiles > 1 && s->next_rows == 0 ? SHARED_RUN : s->pixels;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
                        .y_channel_step = s->y_channel_step,
