@@ -1,9 +1,11 @@
 """Gradients of the networks' layers: pwconv against torch's own kernel, which its autograd calls.
 
-    python benchmarks/backward.py [--layout NHWC] [--threads N] [--layers resnet50] [--need x,weight,bias]
+    python benchmarks/backward.py [--layout NHWC] [--threads N] [--layers resnet50] [--need x+weight+bias,weight,x]
 
-needs torch. Both compute the same arrays, and are checked to agree, in rotating order; medians of the rounds count. The
-share is pwconv's of the FMA peak.
+needs torch. Both compute the same arrays, and are checked to agree, in rotating order; medians of the rounds count. For
+the forward pass (a layer with packed weights, bias and ReLU) and for each set of gradients, the table has pwconv's
+GFLOP/s; for gradients also the share of the forward pass's, and how many times as fast as torch pwconv is. Gradients of
+x and of the weights have as many operations as the forward pass each; those of the bias are not counted.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import pwconv
 from pwconv import runtime
 from pwconv.arguments import GRADIENTS
 from pwconv.commands.limits import measure
-from pwconv.commands.peers import Call, Operands
+from pwconv.commands.peers import Call, Operands, pwconv_ways
 from pwconv.commands.race import elsewhere, race
 from pwconv.commands.workloads import LAYOUTS, NETWORKS, select
 
@@ -29,27 +31,39 @@ def main() -> int:
     parser.add_argument("--layout", choices=LAYOUTS, default="NCHW")
     parser.add_argument("--threads", type=int, default=pwconv.get_num_threads(), help="(default: %(default)s)")
     parser.add_argument("--layers", metavar="NAMES", help="as of `python -m pwconv bench` (default: the networks')")
-    parser.add_argument("--need", default=",".join(GRADIENTS), help="(default: %(default)s)")
+    parser.add_argument("--need", default="x+weight+bias,weight,x", help="sets of gradients (default: %(default)s)")
     options = parser.parse_args()
     status = elsewhere([sys.executable, *sys.argv], options.threads, runtime.engine.isa_active())
     if status is not None:
         return status
-    need = options.need.split(",")
+    needs = [need.split("+") for need in options.need.split(",")]
     peak = measure(runtime.engine.isa_active(), options.threads).peak
-    print(f"{runtime.config()['cpu']}, {options.layout}, threads: {options.threads}, gradients of {', '.join(need)}")
-    print(f"FMA peak: {peak:.0f} GFLOP/s\n")
-    print(f"{'':<26}{'pwconv':>12}{'torch':>12}{'':>9}{'share':>7}")
-    ratios = []
+    print(f"{runtime.config()['cpu']}, {options.layout}, threads: {options.threads}, FMA peak: {peak:.0f} GFLOP/s\n")
+    print(f"{'GFLOP/s':<26}{'forward':>8}" + "".join(f"{'+'.join(need):>16}{'share':>7}{'torch':>7}" for need in needs))
+    rows = []
     for workload in select(options.layers.split(",")) if options.layers else NETWORKS:
-        calls = contenders(Operands(workload, options.layout), need)
+        operands = Operands(workload, options.layout)
+        calls = {"forward": pwconv_ways(operands)["pwconv"]}
+        for need in needs:
+            calls |= {("+".join(need), name): call for name, call in contenders(operands, need).items()}
         times = race(calls, rounds=ROUNDS, threads=options.threads)
         seconds = {name: statistics.median(rounds) for name, rounds in times.items()}
-        ratios.append(seconds["torch"] / seconds["pwconv"])
-        share = workload.flops * len({"x", "weight"}.intersection(need)) / seconds["pwconv"] * 1e-9 / peak
-        row = "".join(f"{s * 1e6:>9.0f} us" for s in seconds.values())
-        print(f"{workload!s:<26}{row}{ratios[-1]:>8.2f}x{share:>7.0%}", flush=True)
-    print(f"{'geometric mean':<50}{statistics.geometric_mean(ratios):>8.2f}x")
+        row = [workload.flops / seconds["forward"] * 1e-9]
+        for need in needs:
+            ours, theirs = (seconds["+".join(need), name] for name in ("pwconv", "torch"))
+            rate = workload.flops * len({"x", "weight"}.intersection(need)) / ours * 1e-9
+            row += [rate, rate / row[0], theirs / ours]
+        rows.append(row)
+        print_row(str(workload), row)
+    print_row("geometric mean", [statistics.geometric_mean(column) for column in zip(*rows, strict=True)])
     return 0
+
+
+def print_row(name: str, row: list[float]) -> None:
+    """Print the forward pass's rate; then for each set of gradients the rate, its share, and the ratio to torch."""
+    sets = (row[i : i + 3] for i in range(1, len(row), 3))
+    columns = "".join(f"{rate:>16.1f}{share:>7.0%}{ratio:>6.2f}x" for rate, share, ratio in sets)
+    print(f"{name:<26}{row[0]:>8.1f}{columns}", flush=True)
 
 
 def contenders(o: Operands, need: list[str]) -> dict[str, Call]:

@@ -226,9 +226,10 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
 
 def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array | None, Float32Array | None]:
     """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
-    kernel = np.zeros(shape, np.float32) if "weight" in task.need else None
+    make = np.empty if task.grad_y.size else np.zeros
+    kernel = make(shape, np.float32) if "weight" in task.need else None
     matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
-    bias = np.zeros(len(task.matrix), np.float32) if "bias" in task.need else None
+    bias = make(len(task.matrix), np.float32) if "bias" in task.need else None
     if task.grad_y.size and (kernel is not None or bias is not None):
         rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
         runtime.engine.sums_of_products(

@@ -15,6 +15,8 @@ cdef enum:
     SEGMENTS = 32                  # at most
     SEGMENT_SUMS = 1 << 19         # sums of all segments together, at most, if there are several
     PACKED_SUMS = 1 << 16          # floats of a block of B
+    PACKED_TILES = 8               # tiles of A that are packed at a time, whose lines are then read once
+    FEW_PIXELS = SUM_BLOCK         # below it, storing sums across the rows of the result takes as long as the products
     TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
 
 
@@ -46,6 +48,7 @@ cdef struct Sums:
     char* ones_out
     Py_ssize_t out_a_step, out_b_step, out_group_step, ones_step
     bint out_wide
+    bint at_once                   # one block, whose sums are the result: no totals of products are kept
     double* totals                 # of a task where there are several segments, else of a thread
     Py_ssize_t kc
     char* memory                   # of all threads
@@ -204,14 +207,15 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
     cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, mr, width, panel, k
-    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, first_packed, end_packed, ahead_step = 0
+    cdef const char* ahead = NULL
     cdef float* panels = <float*> (memory + sums.panels_at)
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
     cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
-    cdef bint rowwise = False
+    cdef bint rowwise = False, in_place
     cdef int vectors, skipped
-    cdef tile_t tile
+    cdef tile_t tile, packed
     if sums.mask.data == NULL:
         counts = NULL
     elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
@@ -229,35 +233,46 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
         if sums.symmetric and not part.diagonal:
             pack_panels(sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
                         pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
-        place = 0
+        place = end_packed = first_packed = 0
         for a_tile in range(part.first_a, part.end_a):
             row = a_start(sums, a_tile)
             mr = a_start(sums, a_tile + 1) - row
             if mr == 0:            # the last panel of a symmetric product may have fewer tiles
                 continue
             panel = 0
-            tile.prefetch = <const char*> panels
-            tile.prefetch_step = 0
             if sums.symmetric:
                 panel = row // nr
                 tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
                 tile.a = <const char*> (panels if part.diagonal else a_panels)
                 tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
                 tile.a += row % nr * <Py_ssize_t> sizeof(float)
-            elif not find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise):
-                rowwise = sums.a.pixels_adjacent
-                width = row_floats(k) if rowwise else mr
-                gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
-                tile.a = <const char*> a_panels
-                tile.a_step = width * sizeof(float)
-            elif not rowwise:
-                # Hardware does not follow steps across pages. The channels of the next tile lie behind those of this
-                # one; behind the last tile, the next pixels are wanted.
-                tile.prefetch = tile.a + mr * <Py_ssize_t> sizeof(float)
-                if a_tile == part.end_a - 1:
-                    tile.prefetch = tile.a + k * tile.a_step - (
-                        row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
-                tile.prefetch_step = tile.a_step
+            elif a_tile >= end_packed:
+                in_place = find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise)
+                if not in_place:
+                    rowwise = sums.a.pixels_adjacent
+                    width = row_floats(k) if rowwise else mr
+                    gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
+                    tile.a = <const char*> a_panels
+                    tile.a_step = width * sizeof(float)
+                elif not rowwise:
+                    # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and
+                    # those of powers of two share few sets of a cache. Behind the last tile, the next pixels follow.
+                    first_packed = a_tile
+                    end_packed = a_tile + 1
+                    while (end_packed < min(part.end_a, a_tile + PACKED_TILES)
+                           and a_start(sums, end_packed + 1) - a_start(sums, end_packed) == mr
+                           and find_in_place(sums, part.group * sums.a.count + row, mr * (end_packed + 1 - a_tile),
+                                             pixel + done, k, &packed, &rowwise)):
+                        end_packed += 1
+                    sums.isa.pack_columns(a_panels, tile.a, tile.a_step, k, mr, end_packed - a_tile)
+                    ahead = tile.a + (a_start(sums, end_packed) - row) * <Py_ssize_t> sizeof(float)
+                    if end_packed == part.end_a:
+                        ahead = tile.a + k * tile.a_step - (
+                            row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
+                    ahead_step = tile.a_step
+                    tile.a_step = mr * sizeof(float)
+            if a_tile < end_packed:
+                tile.a = <const char*> (a_panels + (a_tile - first_packed) * mr * k)
             tile.mr = mr
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
@@ -267,12 +282,22 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         continue
                     if b_tile == panel:
                         skipped = <int> (row % nr // lanes)
+                tile.prefetch = <const char*> panels
+                tile.prefetch_step = 0
+                if a_tile < end_packed and b_tile == part.first_b:
+                    tile.prefetch = ahead + (a_tile - first_packed) * 64
+                    tile.prefetch_step = ahead_step
                 tile.b_step = vectors * lanes * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
                 tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
                 vectors -= skipped
                 kernels.micro_kernel[rowwise][vectors][mr](&tile)
-                if tile.last:
+                if tile.last and sums.at_once:
+                    sums.isa.store_sums(sums.out + part.group * sums.out_group_step + row * sums.out_a_step
+                                        + b_tile * nr * sums.out_b_step, sums.out_a_step, sums.out_b_step,
+                                        tile.partial, vectors * lanes, mr,
+                                        min(vectors * lanes, sums.b.count - b_tile * nr))
+                elif tile.last:
                     sums.isa.add_sums(totals + place * sums_of_tile, tile.partial, mr * vectors * lanes, first)
                 place += 1
         if part.ones:
@@ -316,6 +341,13 @@ cdef void store_part(const Sums* sums, const Part* part, const double* totals) n
             width = b_vectors(sums, b_tile) * lanes - skipped
             column = b_tile * nr + skipped
             columns = min(width, sums.b.count - column)
+            if sums.at_once:
+                mr = 0             # stored
+            elif not sums.symmetric and not sums.out_wide:
+                sums.isa.store_totals(out + row * sums.out_a_step + column * sums.out_b_step, sums.out_a_step,
+                                      sums.out_b_step, totals + place * sums_of_tile, width, mr, columns)
+                place += 1
+                continue
             for r in range(row, row + mr):
                 line = totals + place * sums_of_tile + (r - row) * width
                 for c in range(max(0, r - column) if sums.symmetric else 0, columns):
@@ -459,6 +491,7 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
         sums.parts = sums.groups * sums.a_parts * sums.b_parts
         sums.part_tiles = (ceil_div(tiles, sums.a_parts) + sums.with_ones) * b_tiles
     sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
+    sums.at_once = sums.blocks == 1 and not sums.symmetric and not sums.out_wide
     lay_out_sums(sums, b_tiles)
 
 
@@ -468,7 +501,8 @@ cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
     sums.panels_at = 0
     sums.a_at = aligned(panels * sizeof(float))
     sums.partial_at = sums.a_at + aligned(
-        (panels if sums.symmetric else sums.kernels.mr[sums.vectors] * row_floats(k)) * sizeof(float))
+        (panels if sums.symmetric else PACKED_TILES * sums.kernels.mr[sums.vectors] * row_floats(k))
+        * sizeof(float))
     sums.counts_at = sums.partial_at + aligned(
         (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
     sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
@@ -519,7 +553,7 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
     cdef Py_ssize_t pixels = 0
     cdef size_t at
     cdef int threads = threads_for(num_threads), which
-    cdef bint rows_in_b
+    cdef bint rows_in_b, ones_apart = False
     memset(&sums, 0, sizeof(Sums))
     memset(buffers.held, 0, sizeof(buffers.held))
     first.held = second.held = 0
@@ -556,8 +590,14 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
                 map_of(&buffers.view[RESIDUAL], KIND_UINT8, &axes, NULL, False, &sums.mask)
         else:
             hold_channels(&second, columns, &axes, &sums.a, groups, &pixels)
-            # Packing the smaller side is cheaper. The row of ones sums up B's channels.
+            # Packing the smaller side is cheaper, but rows of tiles should be rows of the result where it takes as
+            # long to store as to compute. The row of ones sums up B's channels.
             rows_in_b = sums.with_ones or sums.b.count <= sums.a.count
+            if out is not None and sums.pixels <= FEW_PIXELS and sums.a.count >= 4 * sums.isa.float32.lanes:
+                rows_in_b = sums.out_b_step == sizeof(float)
+            ones_apart = sums.with_ones and not rows_in_b
+            if ones_apart:
+                sums.with_ones = False
             if not rows_in_b:
                 sums.a, sums.b = sums.b, sums.a
                 sums.out_a_step, sums.out_b_step = sums.out_b_step, sums.out_a_step
@@ -574,3 +614,5 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
         release(&buffers)
         release_input(&first)
         release_input(&second)
+    if ones_apart:
+        sums_of_products(rows, columns, None, ones, groups, None, None, num_threads)

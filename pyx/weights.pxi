@@ -2,6 +2,7 @@
 
 cdef enum:
     PACKED_BY_ONE = 1 << 14        # floats of weights that one thread packs before others could start
+    ROWS_AT_ONCE = 64      # their lines stay in cache until the next tile reads them, also if they share few sets
 
 
 cdef Py_ssize_t packed_floats(const Plan* plan, Py_ssize_t k) noexcept nogil:
@@ -29,23 +30,30 @@ cdef uint32_t* special_outs_of(const Plan* plan, Py_ssize_t k, Py_ssize_t groups
     return <uint32_t*> (<char*> (packed + packed_floats(plan, k) * groups) + BEHIND_PANELS)
 
 
-cdef inline Py_ssize_t share_k(const Plan* plan, Py_ssize_t k) noexcept nogil:
+cdef inline bint outs_adjacent(const Weights* weights) noexcept nogil:
+    """Are an in channel's weights adjacent in memory? Then shares of all tiles come before the next in channels."""
+    return length_of(weights.out_step) < length_of(weights.in_step)
+
+
+cdef inline Py_ssize_t share_k(const Plan* plan, const Weights* weights) noexcept nogil:
     """In channels that are packed at a time; all if weights are split, since an out channel has one mark for all."""
-    return max(<Py_ssize_t> 1, k) if plan.kernels.terms else SUM_BLOCK
+    if plan.kernels.terms:
+        return max(<Py_ssize_t> 1, weights.k)
+    return ROWS_AT_ONCE if outs_adjacent(weights) else SUM_BLOCK
 
 
 cdef inline Py_ssize_t shares_of_weights(const Plan* plan, const Weights* weights, Py_ssize_t groups) noexcept nogil:
     """How many shares can be packed independently: the out channels of a tile by share_k() in channels."""
-    return groups * plan.out_tiling.tiles * ceil_div(weights.k, share_k(plan, weights.k))
+    return groups * plan.out_tiling.tiles * ceil_div(weights.k, share_k(plan, weights))
 
 
 cdef void pack_share(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t share,
                      float* dst) noexcept nogil:
     """Packs one share of the weights; the columns that pad the last tile of B are zero."""
-    cdef Py_ssize_t k = share_k(plan, weights.k), blocks = ceil_div(weights.k, k)
-    cdef Py_ssize_t channel = share % blocks * k
-    cdef Py_ssize_t tile = share // blocks % plan.out_tiling.tiles
-    cdef Py_ssize_t group = share // blocks // plan.out_tiling.tiles
+    cdef Py_ssize_t k = share_k(plan, weights), blocks = ceil_div(weights.k, k), tiles = plan.out_tiling.tiles
+    cdef Py_ssize_t group = share // (blocks * tiles), rest = share % (blocks * tiles)
+    cdef Py_ssize_t channel = (rest // tiles if outs_adjacent(weights) else rest % blocks) * k
+    cdef Py_ssize_t tile = rest % tiles if outs_adjacent(weights) else rest // blocks
     cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile), first = group * plan.out_tiling.extent + out
     cdef pack_t pack
     pack.kind = KIND_FLOAT32

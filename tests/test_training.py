@@ -241,6 +241,15 @@ def test_few_channels_with_a_stride(rng, layout):
     assert_close(grads, by_definition(grad_y, x, weight, layout, stride=2))
 
 
+@pytest.mark.parametrize("ins", [4, 6, 10, 12])
+@pytest.mark.parametrize("outs", [24, 48, 64, 96])
+def test_low_tiles_of_adjacent_channels(rng, fma_isa, ins, outs):
+    x, grad_y = (rng.standard_normal((9, 9, channels)).astype(np.float32) for channels in (ins, outs))
+    grad = pwconv.pointwise_conv_backward(grad_y, x, np.ones((outs, ins), np.float32), layout="HWC")[1]
+    expected = np.einsum("hwo,hwi->oi", grad_y.astype(np.float64), x.astype(np.float64))
+    np.testing.assert_allclose(grad, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("outs", [16, 40])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float16"])
 def test_narrow_maps(rng, dtype, outs):

@@ -50,6 +50,9 @@
         .fill_uncounted = fill_uncounted,                                       \
         .add_sums = add_sums,                                                   \
         .add_totals = add_totals,                                               \
+        .pack_columns = pack_columns,                                           \
+        .store_sums = store_sums,                                               \
+        .store_totals = store_totals,                                           \
         .sum_panel = sum_panel,                                                 \
         .centre = centre,                                                       \
         .fma_chain = fma_chain,                                                 \

@@ -50,6 +50,42 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
     }
 }
 
+/* Copies channels, adjacent in memory, of k pixels into panels [pixel][channel] of mr channels. Whole vectors are copied
+   where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
+static void pack_columns(float *dst, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr, ptrdiff_t panels) {
+    enum { ONE = sizeof(float), AT_ONCE = 32 };
+    /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
+    const ptrdiff_t inside = k - (LANES + mr - 1) / mr + 1;
+    const ptrdiff_t whole = mr <= LANES && step >= (LANES - mr) * ONE ? smaller_of(inside, k - 1) : 0;
+    for (ptrdiff_t first = 0; first < k; first += AT_ONCE) {
+        const ptrdiff_t end = smaller_of(first + AT_ONCE, k), fast = smaller_of(end, whole);
+        for (ptrdiff_t panel = 0; panel < panels; panel++) {
+            float *to = dst + panel * mr * k;
+            const char *from = src + panel * mr * ONE;
+            ptrdiff_t i = first;
+            for (; i < fast; i++) store(to + i * mr, load(from + i * step));
+            for (; i < end; i++) copy_run((char *)(to + i * mr), from + i * step, mr);
+        }
+    }
+}
+
+/* y[row][column] = sum[row * pitch + column]; steps in bytes. */
+static void store_sums(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const float *sum, ptrdiff_t pitch,
+                       ptrdiff_t rows, ptrdiff_t columns) {
+    enum { ONE = sizeof(float) };
+    copy(y, row_step, column_step, (const char *)sum, pitch * ONE, ONE, rows, columns);
+}
+
+/* The same, of float64 sums that are rounded first; rows of whole vectors. */
+static void store_totals(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const double *total, ptrdiff_t pitch,
+                         ptrdiff_t rows, ptrdiff_t columns) {
+    float sum[TALLEST * MAX_VECTORS * LANES];
+    for (ptrdiff_t i = 0; i < rows * pitch; i += LANES / 2) {
+        *(half_vec *)(sum + i) = __builtin_convertvector(*(const loose_wide_vec *)(total + i), half_vec);
+    }
+    store_sums(y, row_step, column_step, sum, pitch, rows, columns);
+}
+
 /* Subtracts a value per channel from a panel [pixel][channel] of whole vectors; pixels that do not count become zeros,
    whatever they hold. counts: per pixel all ones or 0, or NULL. */
 static void centre(float *panel, ptrdiff_t pixels, ptrdiff_t width, const float *shift, const uint32_t *counts) {
