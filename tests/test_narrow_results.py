@@ -103,12 +103,29 @@ def test_the_same_bits_for_layouts_threads_and_views(isa, channels, outs):
     assert np.array_equal(few, y)
 
 
-def test_a_large_result_stored_past_the_caches(isa):
-    x, weight = numbers((700, 701, 3), np.uint8), numbers((5, 3), np.float32, 1)
-    y = pwconv.pointwise_conv(x, weight, layout="HWC")
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype", "channels", "outs", "size"),
+    [
+        (np.float32, np.float32, 3, 3, (601, 701)),
+        (np.float32, np.float32, 16, 16, (301, 302)),
+        (np.float32, np.float32, 5, 1, (1101, 1103)),
+        (np.uint8, np.float32, 3, 5, (601, 701)),
+        (np.uint16, np.float32, 13, 8, (401, 403)),
+        (np.uint8, np.uint8, 3, 3, (1301, 1203)),
+        (np.uint8, np.uint8, 4, 4, (1101, 1103)),
+    ],
+)
+def test_a_large_result_stored_past_the_caches(isa, layout, dtype, out_dtype, channels, outs, size):
+    x = numbers((channels, *size) if layout == "CHW" else (*size, channels), dtype)
+    weight = numbers((outs, channels), np.float32, 1)
+    y = pwconv.pointwise_conv(x, weight, layout=layout, out_dtype=out_dtype)
     assert y.nbytes > 4 << 20
-    small = np.concatenate([pwconv.pointwise_conv(part, weight, layout="HWC") for part in np.array_split(x, 20)])
-    assert np.array_equal(y, small)
+    rows = 1 if layout == "CHW" else 0
+    parts = np.array_split(x, 20, axis=rows)
+    small = [pwconv.pointwise_conv(part, weight, layout=layout, out_dtype=out_dtype) for part in parts]
+    assert all(part.nbytes < 1 << 20 for part in small)
+    assert np.array_equal(y, np.concatenate(small, axis=rows))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
