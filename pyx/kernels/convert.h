@@ -224,6 +224,14 @@ static void widen_strided(float *dst, const char *src, ptrdiff_t step, ptrdiff_t
         widen_run(dst, src, n, kind);
         return;
     }
+    if (kind == KIND_FLOAT32) {
+        if (step == 2 * size && n > LANES) {
+            copy_every_second(dst, src, n);
+        } else {
+            copy_elements((char *)dst, size, src, step, n, size);
+        }
+        return;
+    }
     char run[STRIDED_RUN * sizeof(float)];
     for (ptrdiff_t i = 0; i < n; i += STRIDED_RUN) {
         const ptrdiff_t some = n - i < STRIDED_RUN ? n - i : STRIDED_RUN;

@@ -169,6 +169,17 @@ INLINE ptrdiff_t first_past_caches(const char *y, ptrdiff_t pixel_bytes) {
     return i;
 }
 
+/* Copies every second of more than LANES pixels. All but the first vector are read from the pixel before on, so that
+   nothing behind the last one is read. */
+INLINE void copy_every_second(float *dst, const char *src, ptrdiff_t pixels) {
+    enum { ONE = sizeof(float) };
+    FOR_VECTORS(i, pixels) {
+        vec plane[4];
+        load_planes(src + (2 * i - (i > 0)) * ONE, plane, 2);
+        store(dst + i, plane[i > 0]);
+    }
+}
+
 /* A block of LANES pixels of fewer than four channels between which other data lies, as if they had four. */
 INLINE void copy_few(float *block, const char *src, ptrdiff_t step, ptrdiff_t channels) {
     for (int i = 0; i < LANES; i++) copy_elements((char *)(block + 4 * i), 4, src + i * step, 4, channels, 4);
