@@ -83,7 +83,7 @@ cdef bint plan_by_choice(const Problem* problem, const Choice* choice, PlanSlot*
         if choice.kc != problem.k and (choice.kc % SUM_BLOCK or not 0 < choice.kc < problem.k):
             return False
         plan.kc = choice.kc
-        if (not 1 <= choice.prefetch_distance <= 2 or not 1 <= choice.vectors <= MAX_VECTORS
+        if (not 0 <= choice.prefetch_distance <= 2 or not 1 <= choice.vectors <= MAX_VECTORS
                 or not set_tiles(problem, plan, choice.pixels_in_b != 0, choice.packed != 0, <int> choice.vectors)
                 or not 1 <= choice.out_blocks <= plan.out_tiling.tiles
                 or <double> block * (column_floats(plan.kernels, plan.kc) + problem.outs) > MAX_BLOCK_FLOATS):
@@ -250,7 +250,7 @@ def variations(tuple key, tuple choice):
         blocks = current["out_blocks"]
         changes += [("out_blocks", value) for value in sorted({1, blocks // 2, blocks + 1, 2 * blocks, threads})]
         changes += [("kc", value) for value in sorted({min(problem.k, size) for size in (256, 512, 1024, problem.k)})]
-        changes += [("prefetch_distance", 3 - current["prefetch_distance"])]
+        changes += [("prefetch_distance", value) for value in (0, 1, 2)]
     others = []
     for name, value in changes:
         other = tuple([value if field == name else current[field] for field in names])

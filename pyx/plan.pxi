@@ -51,7 +51,7 @@ cdef struct Plan:
     Tiling out_tiling              # out channels of a group
     Py_ssize_t kc                  # in channels of a block of K
     Py_ssize_t out_blocks          # blocks of a group's out channels
-    int prefetch_distance          # in tiles, where B holds the pixels
+    int prefetch_distance          # in tiles, where B holds the pixels; 0: they are not prefetched
     double cycles                  # expected by the cost model, for one thread
 
 
@@ -182,6 +182,8 @@ cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
     plan.prefetch_distance = 1
     if 2.0 * problem.spans * problem.groups * problem.pixels * problem.k * sizeof(float) > cache_bytes[3]:
         plan.prefetch_distance = 2
+    if problem.x_step == 1 and evict_each_other(problem.x_channel_step, problem.k, L2_WAY):
+        plan.prefetch_distance = 0     # lines of later channels would evict those of earlier ones before they are read
     return plan
 
 

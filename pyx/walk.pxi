@@ -35,7 +35,7 @@ cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const c
         # Pixels of a later tile; of the next block where this block is packed already.
         distance = block.pixels if plan.packed else plan.prefetch_distance * nr
         run = run_from(block.x, block.first + column + distance)
-        if pixels_known and run.count > 0 and run.step == sizeof(float):
+        if plan.prefetch_distance and pixels_known and run.count > 0 and run.step == sizeof(float):
             prefetch.at = run.at + block_offset(step, block)
             prefetch.lines = ceil_div(nr * sizeof(float), 64)
             prefetch.channel_step = block.x.channel_step
