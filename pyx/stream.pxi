@@ -18,7 +18,7 @@ cdef enum:
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only,
     STREAM_ROWS_K = 128            # but more where short vectors multiply pixels row by row
-    FAR_BYTES = 4 << 20            # of a result that is stored past the caches: a usual core's share of the last one
+    FAR_BYTES = 8 << 20            # of a result that is stored past the caches: a quarter of a usual last-level cache
 
 
 cdef inline bint streams_rows(const Problem* problem) noexcept nogil:
