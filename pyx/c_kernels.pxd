@@ -11,6 +11,7 @@ cdef extern from "kernels/kernels.h" nogil:
         MAX_NR
         ROWS_VECTORS
         FEW_OUTS
+        PACKED_AT_ONCE
         HIGHEST
         HIGH
         MEDIUM

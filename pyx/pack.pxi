@@ -1,9 +1,5 @@
 # Packing pixels: from feature maps into panels, as float32 or split into bfloat16 terms.
 
-cdef enum:
-    PACKED_AT_ONCE = 32            # in channels, as in kernels/pack.h
-
-
 cdef void gather_pixels(const Step* step, const Block* block, bint rowwise, Py_ssize_t pixel, Py_ssize_t count,
                         Py_ssize_t width, float* dst) noexcept nogil:
     """Copies `count` pixels from `pixel` on as float32, with the input scale, shift and activation.

@@ -52,8 +52,9 @@ cdef void pack_share(const Plan* plan, const Weights* weights, Py_ssize_t groups
     """Packs one share of the weights; the columns that pad the last tile of B are zero."""
     cdef Py_ssize_t k = share_k(plan, weights), blocks = ceil_div(weights.k, k), tiles = plan.out_tiling.tiles
     cdef Py_ssize_t group = share // (blocks * tiles), rest = share % (blocks * tiles)
-    cdef Py_ssize_t channel = (rest // tiles if outs_adjacent(weights) else rest % blocks) * k
-    cdef Py_ssize_t tile = rest % tiles if outs_adjacent(weights) else rest // blocks
+    cdef bint tiles_first = outs_adjacent(weights)
+    cdef Py_ssize_t channel = (rest // tiles if tiles_first else rest % blocks) * k
+    cdef Py_ssize_t tile = rest % tiles if tiles_first else rest // blocks
     cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile), first = group * plan.out_tiling.extent + out
     cdef pack_t pack
     pack.kind = KIND_FLOAT32

@@ -75,19 +75,36 @@ def footprints(threads: int) -> dict[str, tuple[float, int]]:
     return levels
 
 
-# Stores past the caches do not read the lines that they replace first, which is faster on most CPUs where they are far.
-_PAST = " past caches"
+class _Move(NamedTuple):
+    """Bytes that each thread moves: "read", "write" or "copy", whose two buffers have this size each."""
+
+    kind: str
+    nbytes: int
+    may_pass_caches: bool  # stores that do not read the lines that they replace are tried too
 
 
 def _fastest(
-    threads: int, probes: Mapping[Any, Callable[[], float]], passes: int, pool: ThreadPoolExecutor
+    isa: str, threads: int, moves: Mapping[Any, _Move], passes: int, seconds: float, peak: Any = None
 ) -> dict[Any, float]:
-    """Return the best rate of each probe, all threads together: other load can only slow them."""
-    best = dict.fromkeys(probes, 0.0)
-    for _ in range(passes):
-        for key, probe in probes.items():
-            jobs = [pool.submit(probe) for _ in range(threads)]
-            best[key] = max(best[key], sum(job.result() for job in jobs))
+    """Return the best GB/s of each move, all threads together: other load can only slow them.
+
+    `peak`: if not None, the key of the GFLOP/s of FMAs, which are measured in turn with the moves.
+    """
+    engine = runtime.engine
+    together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
+    probes: list[tuple[Any, Callable[[], float]]] = []
+    if peak is not None:
+        probes.append((peak, partial(engine.fma_peak, isa, seconds)))
+    for key, move in moves.items():
+        past = [f"{move.kind} past caches"] if move.may_pass_caches and move.kind != "read" else []
+        for kind in (move.kind, *past):
+            probes.append((key, partial(engine.bandwidth, isa, kind, move.nbytes, seconds, together.wait)))
+    best = dict.fromkeys((key for key, _ in probes), 0.0)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(passes):
+            for key, probe in probes:
+                jobs = [pool.submit(probe) for _ in range(threads)]
+                best[key] = max(best[key], sum(job.result() for job in jobs))
     return best
 
 
@@ -98,40 +115,22 @@ def measure_transfer(isa: str, threads: int, read: float, written: float, passes
     where pages and cache sets count, it is nearer to what can be reached than the bandwidths of levels.
     """
     sizes = {"read": read, "write": written, "copy": (read + written) / 2}
-    together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
-    probes = {
-        (kind, way): partial(
-            runtime.engine.bandwidth, isa, kind + way, max(int(size / threads), 4096), 0.01, together.wait
-        )
-        for kind, size in sizes.items()
-        for way in (("",) if kind == "read" else ("", _PAST))
-    }
-    with ThreadPoolExecutor(threads) as pool:
-        best = _fastest(threads, probes, passes, pool)
-    return max(size / max(best[kind, ""], best.get((kind, _PAST), 0.0)) for kind, size in sizes.items()) * 1e-9
+    moves = {kind: _Move(kind, max(int(size / threads), 4096), True) for kind, size in sizes.items()}
+    best = _fastest(isa, threads, moves, passes, 0.01)
+    return max(size / best[kind] for kind, size in sizes.items()) * 1e-9
 
 
 def measure(isa: str, threads: int, passes: int = 5, seconds: float = 0.02) -> Machine:
     """Measure the limits of `threads` threads: the best of several passes."""
-    engine = runtime.engine
     levels = footprints(threads)
-    together = Barrier(threads, timeout=60)  # if one thread fails, the others stop waiting
-    probes: dict[tuple[str, str], Callable[[], float]] = {("FMA", ""): partial(engine.fma_peak, isa, seconds)}
+    moves = {}
     for name, (_, size) in levels.items():
         # A copy has two buffers, which have this size together.
         for kind, nbytes in (("read", size), ("write", size), ("copy", size // 2)):
-            probes[name, kind] = partial(engine.bandwidth, isa, kind, nbytes, seconds, together.wait)
-            if name == "memory" and kind != "read":
-                past = kind + _PAST
-                probes[name, past] = partial(engine.bandwidth, isa, past, nbytes, seconds, together.wait)
-    with ThreadPoolExecutor(threads) as pool:
-        best = _fastest(threads, probes, passes, pool)
+            moves[name, kind] = _Move(kind, nbytes, name == "memory")
+    best = _fastest(isa, threads, moves, passes, seconds, peak="FMA")
     measured = tuple(
-        Level(
-            name,
-            capacity,
-            *(max(best[name, kind], best.get((name, kind + _PAST), 0.0)) for kind in ("read", "write", "copy")),
-        )
+        Level(name, capacity, *(best[name, kind] for kind in ("read", "write", "copy")))
         for name, (capacity, _) in levels.items()
     )
-    return Machine(isa, threads, best["FMA", ""], measured)
+    return Machine(isa, threads, best["FMA"], measured)

@@ -136,16 +136,11 @@ typedef struct {
 /* Stores the whole lines that are put together past the caches, or all at the end. */
 INLINE void store_far(far_t *f, char *run, int end) {
     enum { LINE = 64 };
-    const ptrdiff_t whole = f->held / LINE * LINE;
-    ptrdiff_t i = 0;
-    if (f->from && (whole || end)) {
-        const ptrdiff_t first = smaller_of(LINE, f->held);
-        memcpy(f->line + f->from, run + f->from, (size_t)(first - f->from));
+    const ptrdiff_t whole = f->held / LINE * LINE, ready = end ? f->held : whole;
+    if (ready > f->from) {
+        copy_past_caches(f->line + f->from, run + f->from, ready - f->from);
         f->from = 0;
-        i = first;
     }
-    for (; i < whole; i += sizeof(vec)) store_past_caches(f->line + i, load(run + i));
-    if (end && i < f->held) memcpy(f->line + i, run + i, (size_t)(f->held - i));
     memcpy(run, run + whole, LINE);
     f->line += whole;
     f->held -= whole;

@@ -20,6 +20,9 @@
 #define ROWS_VECTORS 4 /* of out channels in a tile of adjacent_t */
 #define FEW_OUTS 4
 
+/* In channels of all panels that are packed before the next ones, so that a map is read in long runs. */
+#define PACKED_AT_ONCE 32
+
 /* float32; bfloat16 with two terms a number, which is nearly float32; bfloat16 with one term. */
 enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };
 

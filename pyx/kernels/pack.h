@@ -21,9 +21,7 @@ static void transform(float *x, ptrdiff_t n, const float *scale, const float *sh
 }
 
 static void pack(const pack_t *p) {
-    /* Where pixels are adjacent, 32 channels of all panels come before the next 32, so that the map is read in long
-       runs. */
-    const ptrdiff_t at_once = p->channel_step < p->step ? p->k : 32;
+    const ptrdiff_t at_once = p->channel_step < p->step ? p->k : PACKED_AT_ONCE; /* all where pixels are far apart */
     for (ptrdiff_t channel = 0; channel < p->k; channel += at_once) {
         const ptrdiff_t left = p->k - channel, k = left < at_once ? left : at_once;
         ptrdiff_t done = 0;

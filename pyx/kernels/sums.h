@@ -53,12 +53,12 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
 /* Copies channels, adjacent in memory, of k pixels into panels [pixel][channel] of mr channels. Whole vectors are copied
    where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
 static void pack_columns(float *dst, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr, ptrdiff_t panels) {
-    enum { ONE = sizeof(float), AT_ONCE = 32 };
+    enum { ONE = sizeof(float) };
     /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
     const ptrdiff_t inside = k - (LANES + mr - 1) / mr + 1;
     const ptrdiff_t whole = mr <= LANES && step >= (LANES - mr) * ONE ? smaller_of(inside, k - 1) : 0;
-    for (ptrdiff_t first = 0; first < k; first += AT_ONCE) {
-        const ptrdiff_t end = smaller_of(first + AT_ONCE, k), fast = smaller_of(end, whole);
+    for (ptrdiff_t first = 0; first < k; first += PACKED_AT_ONCE) {
+        const ptrdiff_t end = smaller_of(first + PACKED_AT_ONCE, k), fast = smaller_of(end, whole);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             float *to = dst + panel * mr * k;
             const char *from = src + panel * mr * ONE;
