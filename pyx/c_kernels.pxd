@@ -43,6 +43,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const char* prefetch
         Py_ssize_t prefetch_step
         bint prefetch_whole_row
+        Py_ssize_t more, a_next, partial_next, prefetch_next, prefetch_repeats
         char* y
         Py_ssize_t y_step, nr
         const float* bias

@@ -152,6 +152,21 @@ cdef void pack_columns(const Step* step, const Block* block) noexcept nogil:
         channel += part.k
 
 
+cdef void compare_strips(const Tiling* tiling, Strip* strips) noexcept nogil:
+    """Finds which tiles of A can be computed in one call."""
+    cdef Py_ssize_t tile = tiling.tiles - 1
+    strips[tile].next = 0
+    strips[tile].alike = 1
+    while tile > 0:
+        tile -= 1
+        strips[tile].next = strips[tile + 1].at - strips[tile].at
+        strips[tile].alike = 1
+        if strips[tile].step == strips[tile + 1].step and tile + 1 != tiling.taller:
+            strips[tile].alike = 2
+            if strips[tile + 1].alike > 1 and strips[tile].next == strips[tile + 1].next:
+                strips[tile].alike = strips[tile + 1].alike + 1
+
+
 cdef void prepare_pixels(const Step* step, const Block* block) noexcept nogil:
     """Finds where each pixel tile of a block is read by micro-kernels; packs pixels that cannot be read in place."""
     cdef const Plan* plan = &step.plan
@@ -192,3 +207,5 @@ cdef void prepare_pixels(const Step* step, const Block* block) noexcept nogil:
         strip.at = <char*> panel
         strip.step = width * (sizeof(float) if plan.rowwise else step_bytes(plan.kernels))
         strip += 1
+    if not plan.pixels_in_b:
+        compare_strips(&block.tiling, block.strips)

@@ -102,6 +102,8 @@ cdef struct Strip:
     # Where a tile reads its pixels: in the map itself, or in a panel.
     const char* at
     Py_ssize_t step
+    Py_ssize_t next                # bytes to the next tile's,
+    Py_ssize_t alike               # and how many tiles from this one on are as tall and as far from each other
 
 
 cdef struct Block:

@@ -221,6 +221,7 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
         return False
     tile.prefetch_whole_row = False
+    tile.more = 0
     tile.y = NULL
     tile.bias = NULL
     while done < pixels:

@@ -4,7 +4,7 @@
 #   5, 4  run_task      blocks of pixels x blocks of out channels, dealt to threads as tasks (NC, MC)
 #   3     run_step      blocks of K (KC); their partial sums wait in cache
 #   2     macro_kernel  panels of B (NR), each of which stays in the first-level cache
-#   1     macro_kernel  tiles of A (MR), which stream by
+#   1     macro_kernel  tiles of A (MR), which stream by; micro-kernels take those that are alike in one call
 
 cdef struct Prefetch:
     # What the tiles of a panel of B prefetch: the next panel of B, divided among the tiles of A. Each tile fetches one
@@ -56,28 +56,43 @@ cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const c
     return prefetch
 
 
-cdef inline void prefetch_for(const Step* step, const Block* block, const Prefetch* prefetch, tile_t* tile,
-                              Py_ssize_t row, Py_ssize_t a_tile, Py_ssize_t a_tiles,
-                              Py_ssize_t share) noexcept nogil:
-    """Sets a tile's share of the prefetches; without one, a tile prefetches its own B. `share`: a_tile % shares."""
+cdef inline Py_ssize_t prefetch_for(const Step* step, const Block* block, const Prefetch* prefetch, tile_t* tile,
+                                    Py_ssize_t row, Py_ssize_t a_tile, Py_ssize_t a_tiles,
+                                    Py_ssize_t most) noexcept nogil:
+    """Sets what tiles of A prefetch from `a_tile` on, at most `most` in one call; returns how many may be.
+
+    A tile without a share prefetches its own B.
+    """
     cdef Run run
+    cdef Py_ssize_t share
     tile.prefetch_whole_row = False
+    tile.prefetch_repeats = 0
     if prefetch.shares and a_tiles >= prefetch.shares:
-        tile.prefetch = prefetch.at + share % prefetch.lines * 64 + share // prefetch.lines * prefetch.channel_step
         tile.prefetch_step = prefetch.step
-        return
+        tile.prefetch_next = 64
+        tile.prefetch = prefetch.at
+        if prefetch.shares == prefetch.lines:
+            tile.prefetch_repeats = prefetch.lines
+            return most
+        share = a_tile % prefetch.shares
+        tile.prefetch += share % prefetch.lines * 64 + share // prefetch.lines * prefetch.channel_step
+        return min(most, prefetch.lines - share % prefetch.lines)
     tile.prefetch = tile.b
-    tile.prefetch_step = 0
+    tile.prefetch_step = tile.prefetch_next = 0
     if prefetch.pixels_of_a:
         # The next tile of pixels; that of the next block where this block is packed already.
         run = run_from(block.x, block.first + row + (block.pixels if step.plan.packed else tile.mr))
         if run.count > 0:
             tile.prefetch = run.at + block_offset(step, block)
             tile.prefetch_step = prefetch.step
+            tile.prefetch_next = tile.mr * run.step
+            return max(<Py_ssize_t> 1, min(most, run.count // tile.mr))
     elif a_tile * prefetch.lines < prefetch.shares:
         tile.prefetch = prefetch.at + a_tile * prefetch.channel_step
         tile.prefetch_step = prefetch.step
         tile.prefetch_whole_row = True
+        return 1
+    return most
 
 
 cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
@@ -97,7 +112,7 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
     cdef Py_ssize_t partial_step = tile_floats(plan) if plan.kc < step.k else 0
     cdef Py_ssize_t column_size = column_floats(kernels, step.k), k_offset = column_floats(kernels, block.first_k)
     cdef Py_ssize_t step_size = step_bytes(kernels)
-    cdef Py_ssize_t b_tile, a_tile, column, nr, width, row, mr, share
+    cdef Py_ssize_t b_tile, a_tile, column, nr, width, row, mr, together
     cdef float* partial = block.partial
     cdef bint storable             # may the micro-kernel store the rows of this panel's tiles?
     cdef bint stored, special, any_special
@@ -135,15 +150,18 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
             storable = storable and block.y.channel_step == sizeof(float)
             tile.bias = bias + column
         prefetch = plan_prefetch(step, block, tile.b, column)
-        share = 0
         row = tile_start(a_tiles, first_a_tile)
-        for a_tile in range(first_a_tile, end_a_tile):
+        a_tile = first_a_tile
+        while a_tile < end_a_tile:
+            # As many tiles of A as are alike, in one call.
             mr = a_tiles.mr + (a_tile < a_tiles.taller)
+            together = (min(a_tiles.taller, end_a_tile) if a_tile < a_tiles.taller else end_a_tile) - a_tile
             tile.y = NULL
             tile.nr = width if block.y.slack else nr
             if pixels_in_b:
                 tile.a_step = mr * step_size
                 tile.a = <const char*> (weights + row * column_size + k_offset * mr)
+                tile.a_next = mr * column_size * sizeof(float)
                 tile.bias = bias + row
                 if storable:
                     tile.y = run.at + y_offset + row * block.y.channel_step
@@ -151,22 +169,29 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
             else:
                 tile.a = block.strips[a_tile].at
                 tile.a_step = block.strips[a_tile].step
+                tile.a_next = block.strips[a_tile].next
+                together = min(together, block.strips[a_tile].alike)
                 if storable:
                     run = run_from(block.y, block.first + row)
                     if run.count >= mr:
                         tile.y = run.at + y_offset + column * sizeof(float)
                         tile.y_step = run.step
-            tile.mr = mr
-            prefetch_for(step, block, &prefetch, &tile, row, a_tile - first_a_tile, end_a_tile - first_a_tile, share)
-            share = share + 1 if share + 1 < prefetch.shares else 0
-            tile.a_term = mr * kernels.k_interleave[1] * sizeof(uint16_t)
-            tile.b_term = width * kernels.k_interleave[0] * sizeof(uint16_t)
-            tile.partial = partial
-            partial += partial_step
+                        together = min(together, run.count // mr)
             special = any_special and has_special_values(step, block, row, mr, column, nr)
             if special:
                 tile.y = NULL
             stored = tile.y != NULL
+            if any_special or (tile.last and not stored):
+                together = 1
+            tile.mr = mr
+            together = prefetch_for(step, block, &prefetch, &tile, row, a_tile - first_a_tile,
+                                    end_a_tile - first_a_tile, together)
+            tile.more = together - 1
+            tile.a_term = mr * kernels.k_interleave[1] * sizeof(uint16_t)
+            tile.b_term = width * kernels.k_interleave[0] * sizeof(uint16_t)
+            tile.partial = partial
+            tile.partial_next = partial_step
+            partial += together * partial_step
             if tile.last and step.plain and not stored and not special:
                 tile.y = <char*> tile.partial
                 tile.y_step = width * sizeof(float)
@@ -181,7 +206,8 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
                 else:
                     store_tile(step, block, tile.partial, block.first + row, mr, column, nr, vectors,
                                step.plain and not special)
-            row += mr
+            row += together * mr
+            a_tile += together
 
 
 cdef void run_step(const Step* step, Block* block, Py_ssize_t part) noexcept nogil:

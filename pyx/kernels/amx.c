@@ -103,12 +103,12 @@ INLINE void matrix_tile(const tile_t *t, const int TERMS, const int TALL, const 
 }
 
 #define EACH_KERNEL(X) X(1, 1) X(1, 2) X(2, 1) X(2, 2) /* terms, vectors */
-#define KERNELS(TERMS, VECTORS)                              \
-    static void short_##TERMS##x##VECTORS(const tile_t *t) { \
-        matrix_tile(t, TERMS, 0, VECTORS);                   \
-    }                                                        \
-    static void tall_##TERMS##x##VECTORS(const tile_t *t) {  \
-        matrix_tile(t, TERMS, 1, VECTORS);                   \
+#define KERNELS(TERMS, VECTORS)                                    \
+    static void short_##TERMS##x##VECTORS(const tile_t *t) {       \
+        EACH_TILE(t, t->mr, matrix_tile(&one, TERMS, 0, VECTORS)); \
+    }                                                              \
+    static void tall_##TERMS##x##VECTORS(const tile_t *t) {        \
+        EACH_TILE(t, t->mr, matrix_tile(&one, TERMS, 1, VECTORS)); \
     }
 EACH_KERNEL(KERNELS)
 

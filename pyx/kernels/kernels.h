@@ -57,7 +57,7 @@ enum element_kind {
     KIND_SWAPPED = 8
 };
 
-/* The work of one call of a micro-kernel. */
+/* The work of one call of a micro-kernel: a tile, and maybe more tiles of A that follow it on the same panel of B. */
 typedef struct {
     const char *a, *b;
     ptrdiff_t a_step, b_step; /* bytes; b: from step to step of the sum; a: see kernel_set_t.micro_kernel */
@@ -72,9 +72,14 @@ typedef struct {
     const char *prefetch;
     ptrdiff_t prefetch_step;
     int prefetch_whole_row;
-    char *y;          /* last: where clip(sum + bias) is stored; NULL leaves the sum in `partial` */
-    ptrdiff_t y_step; /* bytes from row to row; columns are contiguous */
-    ptrdiff_t nr;     /* columns that are stored; fewer than the tile has only in its last vector */
+    ptrdiff_t more;             /* tiles that follow; their y follows that of the first one */
+    ptrdiff_t a_next;           /* bytes from a tile's A to the next one's */
+    ptrdiff_t partial_next;     /* floats */
+    ptrdiff_t prefetch_next;    /* bytes from a tile's prefetches to the next one's, */
+    ptrdiff_t prefetch_repeats; /* which begin again after so many tiles */
+    char *y;                    /* last: where clip(sum + bias) is stored; NULL leaves the sum in `partial` */
+    ptrdiff_t y_step;           /* bytes from row to row; columns are contiguous */
+    ptrdiff_t nr;               /* columns that are stored; fewer than the tile has only in its last vector */
     const float *bias;
     int channels_in_b; /* B holds the out channels: one bias per column; else one per row */
     float low, high;   /* the clip; -inf and inf for none */

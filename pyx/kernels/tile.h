@@ -56,10 +56,10 @@ INLINE vec clip(vec v, vec low, vec high) {
 
 /* Stores clip(sum + bias) of one row of a tile. */
 INLINE void store_row(const tile_t *t, char *y, int row, const vec *sum, const int VECTORS) {
-    const vec low = splat(t->low), high = splat(t->high);
+    const vec low = splat(t->low), high = splat(t->high), row_bias = splat(t->bias[t->channels_in_b ? 0 : row]);
     const int last_lanes = (int)(t->nr - (VECTORS - 1) * LANES);
     UNROLL for (int v = 0; v < VECTORS; v++) {
-        const vec bias = t->channels_in_b ? load(t->bias + v * LANES) : splat(t->bias[row]);
+        const vec bias = t->channels_in_b ? load(t->bias + v * LANES) : row_bias;
         const vec out = clip(sum[v] + bias, low, high);
         if (v < VECTORS - 1 || last_lanes == LANES) {
             store(y + v * sizeof(vec), out);
@@ -121,6 +121,34 @@ INLINE void tile(const tile_t *t, const int MR, const int VECTORS, const int A_R
     char *y = end.y;
     UNROLL for (int r = 0; r < MR; r++, y += end.y_step) store_row(&end, y, r, sum[r], VECTORS);
 }
+
+/* Makes `one` the tile that follows, which has MR rows too. `repeat`: tiles since prefetches began again. */
+INLINE void next_tile(tile_t *one, const tile_t *first, ptrdiff_t mr, ptrdiff_t *repeat) {
+    one->a += first->a_next;
+    one->partial += first->partial_next;
+    if (one->y) one->y += mr * first->y_step;
+    if (!first->channels_in_b) one->bias += mr;
+    one->prefetch += first->prefetch_next;
+    if (++*repeat == first->prefetch_repeats) {
+        one->prefetch = first->prefetch;
+        *repeat = 0;
+    }
+}
+
+/* Keeps compilers from holding fields of a record in registers from tile to tile, which the loop over steps needs. */
+#define IN_MEMORY(record) __asm__ volatile("" : "+m"(record))
+
+/* All tiles of a call. In a loop here, since moving on takes a few instructions, and a call as long as many FMAs. */
+#define EACH_TILE(T, MR, COMPUTE)                             \
+    do {                                                      \
+        tile_t one = *(T);                                    \
+        ptrdiff_t repeat = 0;                                 \
+        for (ptrdiff_t more = one.more; more >= 0; more--) {  \
+            IN_MEMORY(one);                                   \
+            COMPUTE;                                          \
+            if (more > 0) next_tile(&one, T, MR, &repeat);    \
+        }                                                     \
+    } while (0)
 
 /* Tiles of every MR up to a limit and V vectors, from which TILES(X) is put together. */
 #define UP_TO_2(X, V) X(1, V) X(2, V)
