@@ -130,7 +130,7 @@ class BuildEngine(build_ext):
 engine = Extension(
     "pwconv._engine",
     ["pyx/engine.pyx", "pyx/machine/cpu.c"],
-    depends=[str(path) for path in sorted(Path("pyx").rglob("*")) if path.suffix in (".h", ".pxi", ".pxd")],
+    depends=[str(path) for path in sorted(Path("pyx").rglob("*")) if path.suffix in (".c", ".h", ".pxi", ".pxd")],
     define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
     extra_compile_args=spelled(COMMON_FLAGS),

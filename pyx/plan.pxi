@@ -7,8 +7,8 @@
 cdef enum:
     SPLIT_MIN_OUTS = 24            # fewer out channels, or fewer in channels, do not pay for splitting pixels
     SPLIT_MIN_K = 16
-    MIN_BLOCK_PIXELS = 48          # a block has at least so many pixels; K is cut into blocks if all K leave fewer
-    MIN_BLOCK_PIXELS_FAR = 256     # the same, where weights come from beyond the second-level cache for each block
+    MIN_BLOCK_PIXELS = 32          # a block has at least so many pixels; K is cut into blocks if all K leave fewer
+    MIN_BLOCK_PIXELS_FAR = 256     # the same, where weights come from memory for each block
     L1_WAY = 1 << 12               # usual bytes of one way of the first-level cache, of the second-level cache
     L2_WAY = 1 << 16
 
@@ -131,8 +131,8 @@ cdef inline Py_ssize_t cache_share() noexcept nogil:
 
 
 cdef inline bint weights_are_far(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
-    """Do the weights exceed a core's own caches, so that each block of pixels reads them from beyond?"""
-    return weight_bytes(kernels, problem.k, problem.outs) > 2 * <Py_ssize_t> cache_bytes[2]
+    """Do the weights exceed the caches, so that each block of pixels reads them from memory?"""
+    return 2 * weight_bytes(kernels, problem.k, problem.outs) > <Py_ssize_t> cache_bytes[3]
 
 
 cdef inline Py_ssize_t out_blocks_for(Py_ssize_t k, Py_ssize_t outs, const Plan* plan,
@@ -140,7 +140,7 @@ cdef inline Py_ssize_t out_blocks_for(Py_ssize_t k, Py_ssize_t outs, const Plan*
     """Blocks of out channels such that their partial sums stay in cache from one block of K to the next."""
     if plan.kc >= k:
         return 1
-    return min(plan.out_tiling.tiles, ceil_div(outs * pixel_block, cache_share()))
+    return min(plan.out_tiling.tiles, ceil_div(outs * pixel_block, 2 * cache_share()))
 
 
 cdef Py_ssize_t choose_kc(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
@@ -194,6 +194,8 @@ cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint p
     plan.pixels_in_b = pixels_in_b
     plan.vectors = vectors
     plan.packed = packed
+    if packed and plan.prefetch_distance == 1 and plan.kernels.lanes < 16:
+        plan.prefetch_distance = 0     # short vectors load often, and pixels in cache arrive in time for packing
     plan.rowwise = (not pixels_in_b and problem.x_channel_step == 1
                     and plan.kernels.micro_kernel[1][vectors][1] != NULL)
     if not packed and (plan.kernels.terms or problem.transformed or problem.in_parts

@@ -130,12 +130,17 @@ static void copy_elements(char *dst, ptrdiff_t d_step, const char *src, ptrdiff_
     }
 }
 
+/* Copies n floats in vectors, or in quads if there are fewer; the last one overlaps the one before. */
 INLINE void copy_run(char *dst, const char *src, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(dst + i * sizeof(float), load(src + i * sizeof(float)));
-    if (i < n) {
-        const int left = (int)(n - i);
-        store_first(dst + i * sizeof(float), load_first(src + i * sizeof(float), left), left);
+    enum { ONE = sizeof(float), QUAD = 4 };
+    if (n >= LANES) {
+        for (ptrdiff_t i = 0; i + LANES <= n; i += LANES) store(dst + i * ONE, load(src + i * ONE));
+        if (n % LANES) store(dst + (n - LANES) * ONE, load(src + (n - LANES) * ONE));
+    } else if (n >= QUAD) {
+        for (ptrdiff_t i = 0; i + QUAD <= n; i += QUAD) memcpy(dst + i * ONE, src + i * ONE, QUAD * ONE);
+        if (n % QUAD) memcpy(dst + (n - QUAD) * ONE, src + (n - QUAD) * ONE, QUAD * ONE);
+    } else {
+        copy_elements(dst, ONE, src, ONE, n, ONE);
     }
 }
 
