@@ -116,7 +116,8 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
             4.0 if evict_each_other(problem.x_channel_step, plan.kc, L2_WAY) else 0.1 if plan.pixels_in_b else 0.0)
     if plan.pixels_in_b and weights > <Py_ssize_t> cache_bytes[2]:
         # Weights beyond the cache are operand A, which is not prefetched; once for each block of pixels.
-        cycles += <double> weights / vector_bytes * 3.0 * ceil_div(problem.pixels * column, cache_share())
+        cycles += (<double> weights / vector_bytes * (3.0 if weights_are_far(problem, kernels) else 0.5)
+                   * ceil_div(problem.pixels * column, cache_share()))
     if problem.weights_step:
         cycles += <double> problem.outs * problem.k / kernels.lanes * (
             2.0 if problem.weights_step == sizeof(float) else 6.0)

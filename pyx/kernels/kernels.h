@@ -22,6 +22,10 @@
 
 /* In channels of all panels that are packed before the next ones, so that a map is read in long runs. */
 #define PACKED_AT_ONCE 32
+/* The same where channels lie a multiple of so many bytes apart: they share one or two sets of a usual first-level cache,
+   of eight lines each. */
+#define CROWDED_STEP 2048
+#define PACKED_OF_CROWDED 8
 
 /* float32; bfloat16 with two terms a number, which is nearly float32; bfloat16 with one term. */
 enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };

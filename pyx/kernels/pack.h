@@ -21,7 +21,8 @@ static void transform(float *x, ptrdiff_t n, const float *scale, const float *sh
 }
 
 static void pack(const pack_t *p) {
-    const ptrdiff_t at_once = p->channel_step < p->step ? p->k : PACKED_AT_ONCE; /* all where pixels are far apart */
+    const ptrdiff_t few = p->channel_step % CROWDED_STEP ? PACKED_AT_ONCE : PACKED_OF_CROWDED;
+    const ptrdiff_t at_once = p->channel_step < p->step ? p->k : few; /* all where pixels are far apart */
     for (ptrdiff_t channel = 0; channel < p->k; channel += at_once) {
         const ptrdiff_t left = p->k - channel, k = left < at_once ? left : at_once;
         ptrdiff_t done = 0;
