@@ -131,7 +131,7 @@ cdef inline Py_ssize_t cache_share() noexcept nogil:
 
 
 cdef inline bint weights_are_far(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
-    """Do the weights exceed the caches, so that each block of pixels reads them from memory?"""
+    """Are weights too many for the caches, so that each block of pixels reads them from memory?"""
     return 2 * weight_bytes(kernels, problem.k, problem.outs) > <Py_ssize_t> cache_bytes[3]
 
 
@@ -140,19 +140,15 @@ cdef inline Py_ssize_t out_blocks_for(Py_ssize_t k, Py_ssize_t outs, const Plan*
     """Blocks of out channels such that their partial sums stay in cache from one block of K to the next."""
     if plan.kc >= k:
         return 1
-    return min(plan.out_tiling.tiles, ceil_div(outs * pixel_block, 2 * cache_share()))
+    return min(plan.out_tiling.tiles, ceil_div(outs * pixel_block, 4 * cache_share()))
 
 
 cdef Py_ssize_t choose_kc(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """All K, or equal blocks of it such that enough pixels of a block fit the cache.
 
-    Where weights are read again from beyond the cache for each block of pixels, a block has more pixels. Where the
-    lines of a map evict each other, fewer of them are read at once.
+    Where the lines of a map evict each other, fewer of them are read at once.
     """
-    cdef Py_ssize_t enough = max(
-        <Py_ssize_t> MIN_BLOCK_PIXELS,
-        min(problem.pixels, MIN_BLOCK_PIXELS_FAR) if weights_are_far(problem, kernels) else 0)
-    cdef Py_ssize_t sums = cache_share() // enough // column_floats(kernels, SUM_BLOCK), blocks
+    cdef Py_ssize_t sums = cache_share() // MIN_BLOCK_PIXELS // column_floats(kernels, SUM_BLOCK), blocks
     cdef Py_ssize_t most = max(<Py_ssize_t> 1, sums) * SUM_BLOCK
     if problem.x_step == 1:
         while most > SUM_BLOCK and evict_each_other(problem.x_channel_step, min(most, problem.k), L2_WAY):

@@ -26,7 +26,8 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     cdef Tiling tiling = pixel_tiling(plan, problem.pixels)
     cdef Py_ssize_t tile_pixels = tiling.nr if plan.pixels_in_b else ceil_div(problem.pixels, tiling.tiles)
     cdef Py_ssize_t threads = worthwhile_threads(problem, plan)
-    cdef Py_ssize_t fewest = ceil_div(MIN_BLOCK_PIXELS, max(1, tile_pixels))
+    cdef Py_ssize_t least = MIN_BLOCK_PIXELS_FAR if weights_are_far(problem, plan.kernels) else MIN_BLOCK_PIXELS
+    cdef Py_ssize_t fewest = ceil_div(min(problem.pixels, least), max(1, tile_pixels))
     # The next block is prefetched in its own type, which may take more room than packed pixels.
     cdef Py_ssize_t tiles = max(fewest, min(MAX_TILES, cache_share() // max(1, plan.kc * tile_pixels)))
     cdef Py_ssize_t blocks = ceil_div(tiling.tiles, tiles)
