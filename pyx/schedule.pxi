@@ -45,8 +45,8 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     best_blocks = blocks
     best_outs = plan.out_blocks
     if threads > 1:
-        # A quarter fewer blocks than fit the cache are allowed, if they can be divided more evenly.
-        fewest = ceil_div(3 * blocks, 4)
+        # A quarter fewer blocks than fit the cache, or half of two, are allowed, if they can be divided more evenly.
+        fewest = max(<Py_ssize_t> 1, 3 * blocks // 4)
         for b in range(fewest, min(tiling.tiles, blocks + 4 * threads) + 1):
             block = min(problem.pixels, block_pixels(plan, problem.pixels, b))
             taller = 1.0
