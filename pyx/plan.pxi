@@ -166,7 +166,7 @@ cdef const kernel_set_t* kernels_for(const Problem* problem) noexcept nogil:
 
 
 cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
-    """What all plans of a problem begin with: instruction set, kernels, blocks of K, prefetch distance."""
+    """What all plans of a problem begin with: instruction set, kernels, blocks of K."""
     cdef Plan plan
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> problem.isa)
@@ -174,13 +174,18 @@ cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
     plan.fma_cycles = fma_cycles(plan.kernels, problem.isa)
     plan.kc = choose_kc(problem, plan.kernels)
     plan.out_blocks = 1
-    # Two tiles ahead where pixels come from memory, whose latency is longer than that of a cache.
-    plan.prefetch_distance = 1
-    if 2.0 * problem.spans * problem.groups * problem.pixels * problem.k * sizeof(float) > cache_bytes[3]:
-        plan.prefetch_distance = 2
-    if problem.x_step == 1 and evict_each_other(problem.x_channel_step, problem.k, L2_WAY):
-        plan.prefetch_distance = 0     # lines of later channels would evict those of earlier ones before they are read
     return plan
+
+
+cdef int choose_prefetch_distance(const Problem* problem, const Plan* plan) noexcept nogil:
+    """How many tiles ahead pixels are prefetched."""
+    if problem.x_step == 1 and evict_each_other(problem.x_channel_step, problem.k, L2_WAY):
+        return 0                       # lines of later channels would evict those of earlier ones before they are read
+    if 2.0 * problem.spans * problem.groups * problem.pixels * problem.k * sizeof(float) > cache_bytes[3]:
+        return 2                       # pixels come from memory, whose latency is longer than that of a cache
+    if plan.packed and plan.kernels.lanes < 16:
+        return 0                       # short vectors load often, and pixels in cache arrive in time for packing
+    return 1
 
 
 cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint packed, int vectors) noexcept nogil:
@@ -190,8 +195,7 @@ cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint p
     plan.pixels_in_b = pixels_in_b
     plan.vectors = vectors
     plan.packed = packed
-    if packed and plan.prefetch_distance == 1 and plan.kernels.lanes < 16:
-        plan.prefetch_distance = 0     # short vectors load often, and pixels in cache arrive in time for packing
+    plan.prefetch_distance = choose_prefetch_distance(problem, plan)
     plan.rowwise = (not pixels_in_b and problem.x_channel_step == 1
                     and plan.kernels.micro_kernel[1][vectors][1] != NULL)
     if not packed and (plan.kernels.terms or problem.transformed or problem.in_parts

@@ -82,12 +82,12 @@ INLINE void matrix_tile(const tile_t *t, const int TERMS, const int PAIRS, const
 }
 
 #define TILES(X) UP_TO_8(X, 1) UP_TO_6(X, 2) UP_TO_4(X, 3) /* in pairs of rows */
-#define KERNELS(PAIRS, VECTORS)                                \
-    static void tile_1_##PAIRS##x##VECTORS(const tile_t *t) {  \
-        EACH_TILE(t, t->mr, matrix_tile(&one, 1, PAIRS, VECTORS));                     \
-    }                                                          \
-    static void tile_2_##PAIRS##x##VECTORS(const tile_t *t) {  \
-        EACH_TILE(t, t->mr, matrix_tile(&one, 2, PAIRS, VECTORS));                     \
+#define KERNELS(PAIRS, VECTORS)                                    \
+    static void tile_1_##PAIRS##x##VECTORS(const tile_t *t) {      \
+        EACH_TILE(t, t->mr, matrix_tile(&one, 1, PAIRS, VECTORS)); \
+    }                                                              \
+    static void tile_2_##PAIRS##x##VECTORS(const tile_t *t) {      \
+        EACH_TILE(t, t->mr, matrix_tile(&one, 2, PAIRS, VECTORS)); \
     }
 #define ENTRY(TERMS, PAIRS, VECTORS) [0][VECTORS][2 * PAIRS - 1 ... 2 * PAIRS] = tile_##TERMS##_##PAIRS##x##VECTORS,
 #define ENTRY_1(PAIRS, VECTORS) ENTRY(1, PAIRS, VECTORS)
