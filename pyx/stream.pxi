@@ -18,6 +18,8 @@ cdef enum:
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only,
     STREAM_ROWS_K = 128            # but more where short vectors multiply pixels row by row
+    STREAM_PLANES_K = 64           # more in channels of planes in cache are multiplied in tiles;
+    STREAM_FAR_PLANES_K = 96       # of planes in memory that do not evict each other, too
     FAR_BYTES = 8 << 20            # of a result that is stored past the caches: a quarter of a usual last-level cache
 
 
@@ -61,8 +63,12 @@ cdef bint is_better_streamed(const Problem* problem, const kernel_set_t* kernels
     if problem.k <= STREAM_ROWS_K and kernels.lanes < 16 and streams_rows(problem):
         return True
     # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
-    return (problem.outs <= STREAM_FEW_OUTS
-            and problem.pixels * problem.k * <Py_ssize_t> sizeof(float) > 2 * <Py_ssize_t> cache_bytes[2])
+    cdef double bytes = <double> problem.spans * problem.pixels * problem.groups * problem.k * sizeof(float)
+    if problem.outs > STREAM_FEW_OUTS or bytes / problem.groups / problem.spans <= 2.0 * cache_bytes[2]:
+        return False
+    if problem.x_step != 1 or evict_each_other(problem.x_channel_step, problem.k, L2_WAY):
+        return True
+    return problem.k <= (STREAM_FAR_PLANES_K if 2 * bytes > cache_bytes[3] else STREAM_PLANES_K)
 
 
 cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogil:
