@@ -113,7 +113,9 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     elif not plan.rowwise:
         # Each pass over a strip reads K lines, which may be far apart and map to few sets of the cache.
         cycles += vectors_in * ((a.tiles if plan.pixels_in_b else b.tiles) - 1) * (
-            4.0 if evict_each_other(problem.x_channel_step, plan.kc, L2_WAY) else 0.1 if plan.pixels_in_b else 0.0)
+            4.0 if evict_each_other(problem.x_channel_step, plan.kc, L2_WAY)
+            else 0.0 if not plan.pixels_in_b
+            else 0.6 if evict_each_other(problem.x_channel_step, plan.kc, L1_WAY) else 0.1)
     if plan.pixels_in_b and weights > <Py_ssize_t> cache_bytes[2]:
         # Weights beyond the cache are operand A, which is not prefetched; once for each block of pixels.
         cycles += (<double> weights / vector_bytes * (3.0 if weights_are_far(problem, kernels) else 0.5)
