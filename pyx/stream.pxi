@@ -10,6 +10,7 @@
 cdef enum:
     STREAM_FLOATS = 4608           # floats of a chunk: with the parts of x and y that it reads and writes, a usual L1
     STREAM_MIN_PIXELS = 64
+    STREAM_CHUNKS = 8              # that each thread should have where products take long
     STREAM_MAX_PIXELS = 2048
     STREAM_MAX_RUN = 4096
     STREAM_PREFETCH_OUTS = 8       # with so many, the product takes long enough to prefetch the next pixels meanwhile
@@ -17,7 +18,8 @@ cdef enum:
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
     STREAM_MAX_OUTS = 32           # more of them
     STREAM_MAX_K = 32              # with few in channels only,
-    STREAM_ROWS_K = 128            # but more where short vectors multiply pixels row by row
+    STREAM_ROWS_K = 128            # but more of both where short vectors multiply pixels row by row
+    STREAM_ROWS_OUTS = 256
     STREAM_PLANES_K = 64           # more in channels of planes in cache are multiplied in tiles;
     STREAM_FAR_PLANES_K = 96       # of planes in memory that do not evict each other, too
     FAR_BYTES = 8 << 20            # of a result that is stored past the caches: a quarter of a usual last-level cache
@@ -53,17 +55,22 @@ cdef inline Py_ssize_t stream_pitch(Py_ssize_t pixels) noexcept nogil:
 cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Can a layer be streamed? Its sums have one block, and its out channels leave room for a chunk in cache."""
     return (not kernels.terms and problem.pixels >= STREAM_MIN_PIXELS and 0 < problem.k <= SUM_BLOCK
-            and problem.outs <= STREAM_MAX_OUTS)
+            and problem.outs <= (STREAM_ROWS_OUTS if streams_rows(problem) else STREAM_MAX_OUTS))
 
 
 cdef bint is_better_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
-    if problem.k <= STREAM_MAX_K or problem.outs <= FEW_OUTS:
-        return True
-    if problem.k <= STREAM_ROWS_K and kernels.lanes < 16 and streams_rows(problem):
-        return True
-    # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     cdef double bytes = <double> problem.spans * problem.pixels * problem.groups * problem.k * sizeof(float)
+    if problem.outs <= FEW_OUTS:
+        return True
+    if streams_rows(problem) and problem.k <= STREAM_ROWS_K and kernels.lanes < 16:
+        # More out channels take longer, so that threads need more chunks to have as much work each.
+        return (problem.outs <= STREAM_MAX_OUTS
+                or problem.pixels >= problem.threads * STREAM_CHUNKS * <Py_ssize_t> STREAM_MIN_PIXELS)
+    if problem.k <= STREAM_MAX_K and problem.outs <= STREAM_MAX_OUTS:
+        return (problem.x_step != 1 or problem.k <= STREAM_K or problem.outs <= STREAM_FEW_OUTS
+                or 2 * bytes > cache_bytes[3])
+    # Products of a map that stays in cache take longer than its moves, and tiles are the faster product.
     if problem.outs > STREAM_FEW_OUTS or bytes / problem.groups / problem.spans <= 2.0 * cache_bytes[2]:
         return False
     if problem.x_step != 1 or evict_each_other(problem.x_channel_step, problem.k, L2_WAY):
@@ -94,13 +101,19 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
 
 
 cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nogil:
-    """Blocks of whole chunks, several for each thread; groups one after the other within a block."""
+    """Blocks of whole chunks, several for each thread, as evenly as may be; groups one after the other in a block."""
     cdef Schedule schedule
-    cdef Py_ssize_t chunks = ceil_div(problem.pixels, plan.chunk)
+    cdef Py_ssize_t chunks = ceil_div(problem.pixels, plan.chunk), best = chunks, least = 0, turns, block, load
     cdef Py_ssize_t threads = worthwhile_threads(problem, plan)
-    cdef Py_ssize_t blocks = max(<Py_ssize_t> 1, min(chunks, 4 * threads if threads > 1 else 1))
+    if threads > 1:
+        for turns in range(4, 9):
+            block = ceil_div(chunks, threads * turns)
+            load = ceil_div(problem.spans * ceil_div(chunks, block), threads) * block
+            if least == 0 or load < least:
+                least = load
+                best = block
     schedule.spans = problem.spans
-    schedule.pixel_block = ceil_div(chunks, blocks) * plan.chunk
+    schedule.pixel_block = best * plan.chunk
     schedule.pixel_blocks = ceil_div(problem.pixels, schedule.pixel_block)
     schedule.out_parts = 1
     schedule.tasks = schedule.spans * schedule.pixel_blocks
