@@ -10,6 +10,7 @@ from pwconv.scalars import type_name
 
 Float32Array: TypeAlias = NDArray[np.float32]
 
+_FLOAT32 = np.dtype(np.float32)
 # Numbers that `x` may hold. bfloat16 is the dtype of a package that may be missing, so it is known by name only.
 _INPUT_DTYPES = tuple(map(np.dtype, ("float32", "uint8", "int8", "uint16", "int16", "float16")))
 
@@ -35,6 +36,8 @@ def maps_of(x: Any) -> Maps:
 def map_of(value: Any, name: str) -> NDArray[Any]:
     """View `value` as an array of a dtype that the engine reads, in either byte order."""
     array = as_array(value, name)
+    if array.dtype == _FLOAT32:
+        return array
     if array.dtype.newbyteorder("=") not in _INPUT_DTYPES and array.dtype.name != "bfloat16":
         raise TypeError(
             f"{name} must be {', '.join(map(str, _INPUT_DTYPES))} or bfloat16, got {array.dtype}: "
@@ -46,16 +49,18 @@ def map_of(value: Any, name: str) -> NDArray[Any]:
 def float32_array(value: Any, name: str) -> Float32Array:
     """View `value` as a float32 array; only another byte order is converted."""
     array = as_array(value, name)
-    if array.dtype == np.dtype(np.float32).newbyteorder() and not name.startswith("out"):
+    if array.dtype == _FLOAT32:
+        return array
+    if array.dtype == _FLOAT32.newbyteorder() and not name.startswith("out"):
         return array.astype(np.float32)
-    if array.dtype != np.float32:
-        advice = "" if name.startswith("out") else f": convert it with {name}.astype(numpy.float32)"
-        raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
-    return array
+    advice = "" if name.startswith("out") else f": convert it with {name}.astype(numpy.float32)"
+    raise TypeError(f"{name} must be float32, got {array.dtype}{advice}")
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a base-class array over the same memory."""
+    if type(value) is np.ndarray:
+        return value
     refuse_hidden(value, name)
     # type() and not isinstance(): a proxy object reports another class as its __class__.
     if not issubclass(type(value), np.ndarray):

@@ -1,5 +1,6 @@
 """The arguments of calls for gradients."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -46,6 +47,19 @@ def check_backward(
     backend: str,
 ) -> Backward:
     """Check a call of `pwconv.pointwise_conv_backward`."""
+    options = (stride, groups, layout, weight_layout, need, backend)
+    # Only exact types are keys: True == 1 == 1.0, yet only 1 is a valid stride.
+    names = (*need, layout, weight_layout, backend) if type(need) is tuple else options[2:]
+    if type(stride) is int and type(groups) is int and all(type(name) is str for name in names):
+        spec, needed = _parse_once(*options)
+    else:
+        spec, needed = _parse(*options)
+    return _check_gradient(spec, weight_matrix(weight, spec), grad_y, x, needed, num_threads)
+
+
+def _parse(
+    stride: StrideLike, groups: int, layout: str, weight_layout: str, need: Any, backend: str
+) -> tuple[Spec, frozenset[str]]:
     needed = parse_need(need)
     spec = parse_spec(
         stride=stride,
@@ -58,7 +72,10 @@ def check_backward(
         precision="highest",
         backend=backend,
     )
-    return _check_gradient(spec, weight_matrix(weight, spec), grad_y, x, needed, num_threads)
+    return spec, needed
+
+
+_parse_once = lru_cache(maxsize=512)(_parse)
 
 
 def check_layer_backward(layer: Any, grad_y: Any, x: Any, need: Any, num_threads: Any) -> Backward:

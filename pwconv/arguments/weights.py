@@ -12,6 +12,8 @@ from pwconv.arguments.spec import Spec
 def weight_matrix(weight: Any, spec: Spec) -> Float32Array:
     """View a kernel as its matrix of shape (C_out, C_in // groups), with any strides."""
     array = float32_array(weight, "weight")
+    if array.ndim == 2 and spec.weight_layout == "OI" and spec.groups == 1:
+        return array
     parts = {
         "OI": ("(C_out, C_in // groups, 1, ...)", array.shape[:2], array.shape[2:]),
         "IO": ("(..., 1, C_in // groups, C_out)", array.shape[-2:], array.shape[:-2]),
