@@ -62,6 +62,19 @@ cdef struct Part:
     bint ones                      # the row of ones belongs to it
 
 
+cdef struct Place:
+    # Where channels of pixels lie in memory; steps in bytes. One of the steps is an element's.
+    const char* at
+    Py_ssize_t pixel_step, channel_step
+    bint rowwise                   # a channel's pixels are adjacent
+
+
+# Added to a sum, -0 leaves all bits as they are.
+cdef float[MAX_NR] no_bias
+for _i in range(MAX_NR):
+    no_bias[_i] = -0.0
+
+
 cdef inline Py_ssize_t wide_part(Py_ssize_t tiles, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
     """The first tile of the i-th of so many nearly equal parts."""
     return tiles * i // parts
@@ -159,11 +172,22 @@ cdef void gather_channels(const Sums* sums, const Channels* side, Py_ssize_t gro
         start += x.channels
 
 
-cdef void pack_panels(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
-                      Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
-    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count."""
+cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
+                              Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
+    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count.
+
+    The panel of a map that has no more channels than one tile, and whole vectors of them, is the map itself.
+    """
     cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
     cdef Py_ssize_t whole = min(end, sums.b.count // nr)
+    cdef const FeatureMap* x = sums.b.maps
+    cdef Run run
+    if (sums.b_tiling.tiles == 1 and sums.shift == NULL and x.kind == KIND_FLOAT32 and x.channels == sums.b.count
+            and x.channel_step == sizeof(float)):
+        width = b_vectors(sums, 0) * sums.kernels.lanes
+        run = run_from(x, pixel)
+        if width == sums.b.count and run.count >= k and run.step == width * <Py_ssize_t> sizeof(float):
+            return <const float*> run.at
     if whole > first:
         gather_channels(sums, &sums.b, group, first * nr, (whole - first) * nr, pixel, k, False, nr, dst)
     if whole < end:
@@ -174,107 +198,145 @@ cdef void pack_panels(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_s
         for tile in range(first, end):
             sums.isa.centre(dst + (tile - first) * nr * k, k, b_vectors(sums, tile) * sums.kernels.lanes,
                             sums.shift + tile * nr, counts)
+    return dst
 
 
-cdef inline bint find_in_place(const Sums* sums, Py_ssize_t channel, Py_ssize_t mr, Py_ssize_t pixel, Py_ssize_t k,
-                               tile_t* tile, bint* rowwise) noexcept nogil:
-    """Sets where a tile of A reads a map in place; False if it cannot."""
-    cdef const FeatureMap* x = sums.a.maps
-    cdef int i = 0
+cdef inline bint find_in_place(const Channels* side, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t pixel,
+                               Py_ssize_t k, Place* place) noexcept nogil:
+    """Sets where tiles read float32 channels of k pixels in place; False if they cannot."""
+    cdef const FeatureMap* x = side.maps
     cdef Run run
-    while channel >= x[i].channels:
-        channel -= x[i].channels
-        i += 1
-    if x[i].kind != KIND_FLOAT32 or channel + mr > x[i].channels:
+    while channel >= x.channels:
+        channel -= x.channels
+        x += 1
+    if x.kind != KIND_FLOAT32 or channel + channels > x.channels:
         return False
-    run = run_from(&x[i], pixel)
+    run = run_from(x, pixel)
     if run.count < k:
         return False
-    if run.step == sizeof(float):
-        rowwise[0] = True
-        tile.a_step = x[i].channel_step
-    elif x[i].channel_step == sizeof(float):
-        rowwise[0] = False
-        tile.a_step = run.step
-    else:
+    place.rowwise = run.step == sizeof(float)
+    if not place.rowwise and x.channel_step != sizeof(float):
         return False
-    tile.a = run.at + channel * x[i].channel_step
+    place.at = run.at + channel * x.channel_step
+    place.pixel_step = run.step
+    place.channel_step = x.channel_step
     return True
+
+
+cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t first, Py_ssize_t pixel, Py_ssize_t k,
+                             float* panels, tile_t* tile, bint* rowwise) noexcept nogil:
+    """Sets where tiles of A from `first` on are read, and what they prefetch; returns how many, which are alike."""
+    cdef Py_ssize_t row = tile_start(&sums.a_tiling, first), channel = part.group * sums.a.count + row
+    cdef Py_ssize_t mr = sums.a_tiling.mr + (first < sums.a_tiling.taller), tiles = part.end_a - first, width, lines
+    cdef Place place
+    if first < sums.a_tiling.taller:
+        tiles = min(tiles, sums.a_tiling.taller - first)
+    tiles = min(tiles, <Py_ssize_t> PACKED_TILES)
+    tile.mr = mr
+    tile.prefetch_step = tile.prefetch_next = 0
+    tile.prefetch = NULL
+    if not find_in_place(&sums.a, channel, tiles * mr, pixel, k, &place) or (
+            place.rowwise and evict_each_other(place.channel_step // <Py_ssize_t> sizeof(float), mr + 4, L1_WAY)):
+        rowwise[0] = sums.a.pixels_adjacent
+        width = row_floats(k) if rowwise[0] else mr
+        gather_channels(sums, &sums.a, part.group, row, tiles * mr, pixel, k, rowwise[0], width, panels)
+        tile.a = <const char*> panels
+        tile.a_step = width * sizeof(float)
+        tile.a_next = (width if rowwise[0] else k) * mr * sizeof(float)
+        return tiles
+    rowwise[0] = place.rowwise
+    if place.rowwise:
+        tile.a = place.at
+        tile.a_step = place.channel_step
+        tile.a_next = mr * place.channel_step
+        return tiles
+    # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and those of powers of
+    # two share few sets of a cache. Behind the last tile, the next pixels follow.
+    sums.isa.pack_columns(panels, place.at, place.pixel_step, k, mr, tiles)
+    tile.a = <const char*> panels
+    tile.a_step = mr * sizeof(float)
+    tile.a_next = mr * k * sizeof(float)
+    tile.prefetch = place.at + tiles * mr * <Py_ssize_t> sizeof(float)
+    if first + tiles == part.end_a:
+        tile.prefetch = place.at + k * place.pixel_step - (
+            row - tile_start(&sums.a_tiling, part.first_a)) * <Py_ssize_t> sizeof(float)
+    tile.prefetch_step = place.pixel_step
+    tile.prefetch_next = 64
+    lines = tiles * mr * <Py_ssize_t> sizeof(float) // 64 + 1
+    tile.prefetch_repeats = lines
+    return tiles
+
+
+cdef inline void prefetch_panel(const Sums* sums, const Part* part, Py_ssize_t b_tile, Py_ssize_t pixel,
+                                tile_t* tile) noexcept nogil:
+    """Lets tiles of A prefetch those channels of B that a panel holds, for the pixels from `pixel` on."""
+    cdef Py_ssize_t first = b_tile * sums.b_tiling.nr
+    cdef Place place
+    if pixel < sums.pixels and find_in_place(
+            &sums.b, part.group * sums.b.count + first, min(sums.b_tiling.nr, sums.b.count - first), pixel, 1, &place):
+        if not place.rowwise:
+            tile.prefetch = place.at
+            tile.prefetch_step = place.pixel_step
+            tile.prefetch_next = 64
+            tile.prefetch_repeats = sums.b_tiling.nr * <Py_ssize_t> sizeof(float) // 64 + 1
 
 
 cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssize_t pixels, bint first,
                     double* totals, char* memory) noexcept nogil:
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
-    cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, mr, width, panel, k
-    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, first_packed, end_packed, ahead_step = 0
-    cdef const char* ahead = NULL
-    cdef float* panels = <float*> (memory + sums.panels_at)
+    cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, panel, k, tiles, i
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, next_place, a_place, columns, width
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
+    cdef const float* panels
+    cdef const float* panels_of_a = NULL
     cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
-    cdef bint rowwise = False, in_place
+    cdef bint rowwise = False, at_once, kept = sums.kc < pixels
     cdef int vectors, skipped
-    cdef tile_t tile, packed
+    cdef tile_t tile
     if sums.mask.data == NULL:
         counts = NULL
     elif not read_mask(&sums.mask, 0, pixel, pixels, counts):
         return False
     tile.prefetch_whole_row = False
-    tile.more = 0
-    tile.y = NULL
-    tile.bias = NULL
+    tile.channels_in_b = True
+    tile.bias = no_bias
+    tile.low = -INFINITY
+    tile.high = INFINITY
     while done < pixels:
         k = min(sums.kc, pixels - done)
         tile.steps = k
         tile.first = done == 0
         tile.last = done + k == pixels
-        pack_panels(sums, part.group, part.first_b, part.end_b, pixel + done, k,
-                    counts + done if counts != NULL else NULL, panels)
-        if sums.symmetric and not part.diagonal:
-            pack_panels(sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
-                        pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
-        place = end_packed = first_packed = 0
-        for a_tile in range(part.first_a, part.end_a):
+        panels = panels_of_b(sums, part.group, part.first_b, part.end_b, pixel + done, k,
+                             counts + done if counts != NULL else NULL, <float*> (memory + sums.panels_at))
+        if sums.symmetric:
+            panels_of_a = panels
+            if not part.diagonal:
+                panels_of_a = panels_of_b(
+                    sums, part.group, part.first_a // sums.panel_tiles, part.end_a // sums.panel_tiles,
+                    pixel + done, k, counts + done if counts != NULL else NULL, a_panels)
+        place = 0
+        a_tile = part.first_a
+        while a_tile < part.end_a:
             row = a_start(sums, a_tile)
-            mr = a_start(sums, a_tile + 1) - row
-            if mr == 0:            # the last panel of a symmetric product may have fewer tiles
-                continue
             panel = 0
+            tiles = 1
+            next_place = 1         # of the next tile of A with the same panel of B
             if sums.symmetric:
+                tile.mr = a_start(sums, a_tile + 1) - row
+                if tile.mr == 0:   # the last panel of a symmetric product may have fewer tiles
+                    a_tile += 1
+                    continue
                 panel = row // nr
                 tile.a_step = b_vectors(sums, panel) * lanes * sizeof(float)
-                tile.a = <const char*> (panels if part.diagonal else a_panels)
-                tile.a += (panel - part.first_a // sums.panel_tiles) * nr * k * <Py_ssize_t> sizeof(float)
-                tile.a += row % nr * <Py_ssize_t> sizeof(float)
-            elif a_tile >= end_packed:
-                in_place = find_in_place(sums, part.group * sums.a.count + row, mr, pixel + done, k, &tile, &rowwise)
-                if not in_place:
-                    rowwise = sums.a.pixels_adjacent
-                    width = row_floats(k) if rowwise else mr
-                    gather_channels(sums, &sums.a, part.group, row, mr, pixel + done, k, rowwise, width, a_panels)
-                    tile.a = <const char*> a_panels
-                    tile.a_step = width * sizeof(float)
-                elif not rowwise:
-                    # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and
-                    # those of powers of two share few sets of a cache. Behind the last tile, the next pixels follow.
-                    first_packed = a_tile
-                    end_packed = a_tile + 1
-                    while (end_packed < min(part.end_a, a_tile + PACKED_TILES)
-                           and a_start(sums, end_packed + 1) - a_start(sums, end_packed) == mr
-                           and find_in_place(sums, part.group * sums.a.count + row, mr * (end_packed + 1 - a_tile),
-                                             pixel + done, k, &packed, &rowwise)):
-                        end_packed += 1
-                    sums.isa.pack_columns(a_panels, tile.a, tile.a_step, k, mr, end_packed - a_tile)
-                    ahead = tile.a + (a_start(sums, end_packed) - row) * <Py_ssize_t> sizeof(float)
-                    if end_packed == part.end_a:
-                        ahead = tile.a + k * tile.a_step - (
-                            row - a_start(sums, part.first_a)) * <Py_ssize_t> sizeof(float)
-                    ahead_step = tile.a_step
-                    tile.a_step = mr * sizeof(float)
-            if a_tile < end_packed:
-                tile.a = <const char*> (a_panels + (a_tile - first_packed) * mr * k)
-            tile.mr = mr
+                tile.a = <const char*> (panels_of_a + (panel - part.first_a // sums.panel_tiles) * nr * k + row % nr)
+                tile.prefetch = NULL
+            else:
+                tiles = prepare_rows(sums, part, a_tile, pixel + done, k, a_panels, &tile, &rowwise)
+                next_place = part.end_b - part.first_b
+            a_place = place
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
                 skipped = 0
@@ -283,24 +345,43 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         continue
                     if b_tile == panel:
                         skipped = <int> (row % nr // lanes)
-                tile.prefetch = <const char*> panels
-                tile.prefetch_step = 0
-                if a_tile < end_packed and b_tile == part.first_b:
-                    tile.prefetch = ahead + (a_tile - first_packed) * 64
-                    tile.prefetch_step = ahead_step
-                tile.b_step = vectors * lanes * sizeof(float)
+                if tile.prefetch == NULL or b_tile > part.first_b:
+                    tile.prefetch = <const char*> panels
+                    tile.prefetch_step = tile.prefetch_next = 0
+                    if a_tile == part.first_a and not sums.symmetric:
+                        prefetch_panel(sums, part, b_tile - 1 if b_tile > part.first_b else b_tile, pixel + done + k,
+                                       &tile)
+                width = vectors * lanes
+                tile.b_step = width * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
-                tile.partial = partial + (place * sums_of_tile if sums.kc < pixels else 0)
                 vectors -= skipped
-                kernels.micro_kernel[rowwise][vectors][mr](&tile)
-                if tile.last and sums.at_once:
-                    sums.isa.store_sums(sums.out + part.group * sums.out_group_step + row * sums.out_a_step
-                                        + b_tile * nr * sums.out_b_step, sums.out_a_step, sums.out_b_step,
-                                        tile.partial, vectors * lanes, mr,
-                                        min(vectors * lanes, sums.b.count - b_tile * nr))
-                elif tile.last:
-                    sums.isa.add_sums(totals + place * sums_of_tile, tile.partial, mr * vectors * lanes, first)
+                width -= skipped * lanes
+                columns = min(nr, sums.b.count - b_tile * nr)
+                at_once = (tile.last and sums.at_once and sums.out_b_step == sizeof(float)
+                           and columns > width - lanes)
+                tile.y = NULL
+                if at_once:
+                    tile.y = (sums.out + part.group * sums.out_group_step + row * sums.out_a_step
+                              + b_tile * nr * sums.out_b_step)
+                    tile.y_step = sums.out_a_step
+                    tile.nr = columns
+                tile.partial = partial + (place * sums_of_tile if kept else 0)
+                tile.partial_next = next_place * sums_of_tile if kept else sums_of_tile
+                tile.more = tiles - 1
+                kernels.micro_kernel[rowwise][vectors][tile.mr](&tile)
+                for i in range(tiles if tile.last and not at_once else 0):
+                    if sums.at_once:
+                        sums.isa.store_sums(
+                            sums.out + part.group * sums.out_group_step + (row + i * tile.mr) * sums.out_a_step
+                            + b_tile * nr * sums.out_b_step, sums.out_a_step, sums.out_b_step,
+                            tile.partial + i * tile.partial_next, width, tile.mr, columns)
+                    else:
+                        sums.isa.add_sums(totals + (place + i * next_place) * sums_of_tile,
+                                          tile.partial + i * tile.partial_next, tile.mr * width, first)
                 place += 1
+            if not sums.symmetric:
+                place = a_place + tiles * next_place
+            a_tile += tiles
         if part.ones:
             for b_tile in range(part.first_b, part.end_b):
                 if first and done == 0:
@@ -505,7 +586,7 @@ cdef void lay_out_sums(Sums* sums, Py_ssize_t b_tiles) noexcept:
         (panels if sums.symmetric else PACKED_TILES * sums.kernels.mr[sums.vectors] * row_floats(k))
         * sizeof(float))
     sums.counts_at = sums.partial_at + aligned(
-        (sums.part_tiles if sums.kc < sums.block else 1) * tile_sums(sums) * sizeof(float))
+        (sums.part_tiles if sums.kc < sums.block else <Py_ssize_t> PACKED_TILES) * tile_sums(sums) * sizeof(float))
     sums.totals_at = sums.counts_at + (aligned(sums.block * sizeof(uint32_t)) if sums.mask.data != NULL else 0)
     sums.thread_bytes = sums.totals_at
     if sums.segments == 1:
