@@ -170,7 +170,8 @@ cdef extern from "kernels/kernels.h" nogil:
         int stream_mr
         void (*add_sums)(double*, const float*, Py_ssize_t, bint) noexcept nogil
         void (*add_totals)(double*, const double*, Py_ssize_t) noexcept nogil
-        void (*pack_columns)(float*, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*pack_columns)(float*, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             Py_ssize_t) noexcept nogil
         void (*store_sums)(char*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t,
                            Py_ssize_t) noexcept nogil
         void (*store_totals)(char*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t,

@@ -252,7 +252,7 @@ cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t firs
         return tiles
     # Channels of pixels in place cost misses: steps across pages are not followed by hardware, and those of powers of
     # two share few sets of a cache. Behind the last tile, the next pixels follow.
-    sums.isa.pack_columns(panels, place.at, place.pixel_step, k, mr, tiles)
+    sums.isa.pack_columns(panels, mr * k, place.at, place.pixel_step, k, mr, tiles)
     tile.a = <const char*> panels
     tile.a_step = mr * sizeof(float)
     tile.a_next = mr * k * sizeof(float)

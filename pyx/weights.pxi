@@ -2,7 +2,7 @@
 
 cdef enum:
     PACKED_BY_ONE = 1 << 14        # floats of weights that one thread packs before others could start
-    ROWS_AT_ONCE = 64      # their lines stay in cache until the next tile reads them, also if they share few sets
+    ROWS_AT_ONCE = 32              # in channels of all tiles that are packed at a time
 
 
 cdef Py_ssize_t packed_floats(const Plan* plan, Py_ssize_t k) noexcept nogil:
@@ -30,37 +30,68 @@ cdef uint32_t* special_outs_of(const Plan* plan, Py_ssize_t k, Py_ssize_t groups
     return <uint32_t*> (<char*> (packed + packed_floats(plan, k) * groups) + BEHIND_PANELS)
 
 
-cdef inline bint outs_adjacent(const Weights* weights) noexcept nogil:
-    """Are an in channel's weights adjacent in memory? Then shares of all tiles come before the next in channels."""
-    return length_of(weights.out_step) < length_of(weights.in_step)
+cdef inline bint packed_in_rows(const Plan* plan, const Weights* weights) noexcept nogil:
+    """Are an in channel's weights adjacent in memory? Then it is packed for all tiles before later in channels are."""
+    return plan.kernels.terms == 0 and weights.out_step == sizeof(float) and weights.outs > 1
 
 
 cdef inline Py_ssize_t share_k(const Plan* plan, const Weights* weights) noexcept nogil:
     """In channels that are packed at a time; all if weights are split, since an out channel has one mark for all."""
     if plan.kernels.terms:
         return max(<Py_ssize_t> 1, weights.k)
-    return ROWS_AT_ONCE if outs_adjacent(weights) else SUM_BLOCK
+    return ROWS_AT_ONCE if packed_in_rows(plan, weights) else SUM_BLOCK
 
 
 cdef inline Py_ssize_t shares_of_weights(const Plan* plan, const Weights* weights, Py_ssize_t groups) noexcept nogil:
-    """How many shares can be packed independently: the out channels of a tile by share_k() in channels."""
-    return groups * plan.out_tiling.tiles * ceil_div(weights.k, share_k(plan, weights))
+    """How many shares can be packed independently: share_k() in channels of all out channels, or of those of a tile."""
+    return groups * ceil_div(weights.k, share_k(plan, weights)) * (
+        1 if packed_in_rows(plan, weights) else plan.out_tiling.tiles)
 
 
 cdef void pack_share(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t share,
                      float* dst) noexcept nogil:
     """Packs one share of the weights; the columns that pad the last tile of B are zero."""
     cdef Py_ssize_t k = share_k(plan, weights), blocks = ceil_div(weights.k, k), tiles = plan.out_tiling.tiles
-    cdef Py_ssize_t group = share // (blocks * tiles), rest = share % (blocks * tiles)
-    cdef bint tiles_first = outs_adjacent(weights)
-    cdef Py_ssize_t channel = (rest // tiles if tiles_first else rest % blocks) * k
-    cdef Py_ssize_t tile = rest % tiles if tiles_first else rest // blocks
+    cdef Py_ssize_t channel = share % blocks * k
+    k = min(k, weights.k - channel)
+    share //= blocks
+    if packed_in_rows(plan, weights):
+        pack_tiles(plan, weights, groups, share, channel, k, dst)
+    else:
+        pack_tile(plan, weights, groups, share // tiles, share % tiles, channel, k, dst)
+
+
+cdef void pack_tiles(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t group, Py_ssize_t channel,
+                     Py_ssize_t k, float* dst) noexcept nogil:
+    """Packs k in channels for all out channels of a group, which are adjacent in memory."""
+    cdef const Tiling* tiling = &plan.out_tiling
+    cdef Py_ssize_t tile = 0, end, width, out
+    while tile < tiling.tiles:
+        # As many tiles as have the same width.
+        out = tile_start(tiling, tile)
+        end = tiling.tiles if tiling.nr == 0 and tile == tiling.taller else tiling.taller
+        if tiling.nr:
+            end = tiling.extent // tiling.nr
+        if tile == end:            # of B, and not whole
+            pack_tile(plan, weights, groups, group, tile, channel, k, dst)
+            return
+        width = tile_start(tiling, tile + 1) - out
+        plan.isa.pack_columns(
+            dst + group * packed_floats(plan, weights.k) + out * weights.k + channel * width, width * weights.k,
+            weights.data + (group * tiling.extent + out) * weights.out_step + channel * weights.in_step,
+            weights.in_step, k, width, end - tile)
+        tile = end
+
+
+cdef void pack_tile(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t group, Py_ssize_t tile,
+                    Py_ssize_t channel, Py_ssize_t k, float* dst) noexcept nogil:
+    """Packs k in channels for the out channels of one tile."""
     cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile), first = group * plan.out_tiling.extent + out
     cdef pack_t pack
     pack.kind = KIND_FLOAT32
     pack.step = weights.out_step
     pack.channel_step = weights.in_step
-    pack.k = min(k, weights.k - channel)
+    pack.k = k
     pack.panel = 0
     pack.at = 0
     pack.scale = pack.shift = NULL

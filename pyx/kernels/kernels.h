@@ -249,7 +249,8 @@ typedef struct {
     void (*fill_uncounted)(const head_t *); /* in labels and values if there are labels, else in logits */
     void (*add_sums)(double *total, const float *sum, ptrdiff_t n, int first);
     void (*add_totals)(double *total, const double *more, ptrdiff_t n);
-    void (*pack_columns)(float *dst, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr, ptrdiff_t panels);
+    void (*pack_columns)(float *dst, ptrdiff_t panel_floats, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr,
+                         ptrdiff_t panels);
     void (*store_sums)(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const float *sum, ptrdiff_t pitch,
                        ptrdiff_t rows, ptrdiff_t columns);
     void (*store_totals)(char *y, ptrdiff_t row_step, ptrdiff_t column_step, const double *total, ptrdiff_t pitch,

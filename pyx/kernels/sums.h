@@ -52,22 +52,24 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
 
 /* Copies channels, adjacent in memory, of k pixels into panels [pixel][channel] of mr channels. Whole vectors are copied
    where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
-static void pack_columns(float *dst, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr, ptrdiff_t panels) {
-    enum { ONE = sizeof(float) };
+static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr,
+                         ptrdiff_t panels) {
+    enum { ONE = sizeof(float), ROWS = 8, AHEAD = 256 };
     const ptrdiff_t copied = (mr + LANES - 1) / LANES * LANES;
     /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
     const ptrdiff_t inside = k - (copied + mr - 1) / mr + 1;
     const ptrdiff_t whole = step >= (copied - mr) * ONE ? smaller_of(inside, k - 1) : 0;
-    for (ptrdiff_t first = 0; first < k; first += PACKED_AT_ONCE) {
-        const ptrdiff_t end = smaller_of(first + PACKED_AT_ONCE, k), fast = smaller_of(end, whole);
+    for (ptrdiff_t first = 0; first < k; first += ROWS) {
+        const ptrdiff_t end = smaller_of(first + ROWS, k), fast = smaller_of(end, whole);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
-            float *to = dst + panel * mr * k;
+            float *to = dst + panel * panel_floats;
             const char *from = src + panel * mr * ONE;
             ptrdiff_t i = first;
             if (copied == LANES) {
                 for (; i < fast; i++) store(to + i * mr, load(from + i * step));
             } else if (copied == 2 * LANES) {
                 for (; i < fast; i++) {
+                    __builtin_prefetch(from + i * step + AHEAD);
                     store(to + i * mr, load(from + i * step));
                     store(to + i * mr + LANES, load(from + i * step + LANES * ONE));
                 }
