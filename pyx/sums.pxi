@@ -172,35 +172,6 @@ cdef void gather_channels(const Sums* sums, const Channels* side, Py_ssize_t gro
         start += x.channels
 
 
-cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
-                              Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
-    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count.
-
-    The panel of a map that has no more channels than one tile, and whole vectors of them, is the map itself.
-    """
-    cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
-    cdef Py_ssize_t whole = min(end, sums.b.count // nr)
-    cdef const FeatureMap* x = sums.b.maps
-    cdef Run run
-    if (sums.b_tiling.tiles == 1 and sums.shift == NULL and x.kind == KIND_FLOAT32 and x.channels == sums.b.count
-            and x.channel_step == sizeof(float)):
-        width = b_vectors(sums, 0) * sums.kernels.lanes
-        run = run_from(x, pixel)
-        if width == sums.b.count and run.count >= k and run.step == width * <Py_ssize_t> sizeof(float):
-            return <const float*> run.at
-    if whole > first:
-        gather_channels(sums, &sums.b, group, first * nr, (whole - first) * nr, pixel, k, False, nr, dst)
-    if whole < end:
-        width = b_vectors(sums, whole) * sums.kernels.lanes
-        gather_channels(sums, &sums.b, group, whole * nr, sums.b.count - whole * nr, pixel, k, False, width,
-                        dst + (whole - first) * nr * k)
-    if sums.shift != NULL:
-        for tile in range(first, end):
-            sums.isa.centre(dst + (tile - first) * nr * k, k, b_vectors(sums, tile) * sums.kernels.lanes,
-                            sums.shift + tile * nr, counts)
-    return dst
-
-
 cdef inline bint find_in_place(const Channels* side, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t pixel,
                                Py_ssize_t k, Place* place) noexcept nogil:
     """Sets where tiles read float32 channels of k pixels in place; False if they cannot."""
@@ -221,6 +192,39 @@ cdef inline bint find_in_place(const Channels* side, Py_ssize_t channel, Py_ssiz
     place.pixel_step = run.step
     place.channel_step = x.channel_step
     return True
+
+
+cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
+                              Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
+    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count.
+
+    The panel of a map that has no more channels than one tile, and whole vectors of them, is the map itself.
+    """
+    cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
+    cdef Py_ssize_t whole = min(end, sums.b.count // nr)
+    cdef const FeatureMap* x = sums.b.maps
+    cdef Place place
+    cdef Run run
+    if (sums.b_tiling.tiles == 1 and sums.shift == NULL and x.kind == KIND_FLOAT32 and x.channels == sums.b.count
+            and x.channel_step == sizeof(float)):
+        width = b_vectors(sums, 0) * sums.kernels.lanes
+        run = run_from(x, pixel)
+        if width == sums.b.count and run.count >= k and run.step == width * <Py_ssize_t> sizeof(float):
+            return <const float*> run.at
+    if whole > first and find_in_place(&sums.b, group * sums.b.count + first * nr, (whole - first) * nr, pixel, k,
+                                       &place) and not place.rowwise:
+        sums.isa.pack_columns(dst, nr * k, place.at, place.pixel_step, k, nr, whole - first)
+    elif whole > first:
+        gather_channels(sums, &sums.b, group, first * nr, (whole - first) * nr, pixel, k, False, nr, dst)
+    if whole < end:
+        width = b_vectors(sums, whole) * sums.kernels.lanes
+        gather_channels(sums, &sums.b, group, whole * nr, sums.b.count - whole * nr, pixel, k, False, width,
+                        dst + (whole - first) * nr * k)
+    if sums.shift != NULL:
+        for tile in range(first, end):
+            sums.isa.centre(dst + (tile - first) * nr * k, k, b_vectors(sums, tile) * sums.kernels.lanes,
+                            sums.shift + tile * nr, counts)
+    return dst
 
 
 cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t first, Py_ssize_t pixel, Py_ssize_t k,
@@ -672,10 +676,12 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
                 map_of(&buffers.view[RESIDUAL], KIND_UINT8, &axes, NULL, False, &sums.mask)
         else:
             hold_channels(&second, columns, &axes, &sums.a, groups, &pixels)
-            # Packing the smaller side is cheaper, but rows of tiles should be rows of the result where it takes as
-            # long to store as to compute. The row of ones sums up B's channels.
-            rows_in_b = sums.with_ones or sums.b.count <= sums.a.count
-            if out is not None and sums.pixels <= FEW_PIXELS and sums.a.count >= 4 * sums.isa.float32.lanes:
+            # A is packed in short runs, or not at all if pixels are adjacent, where B is transposed. Rows of tiles should
+            # be rows of the result where it takes as long to store as to compute. The row of ones sums up B's channels.
+            rows_in_b = (sums.b.count <= sums.a.count) == (sums.a.pixels_adjacent and sums.b.pixels_adjacent)
+            if out is None:
+                rows_in_b = True
+            elif sums.pixels <= FEW_PIXELS and sums.a.count >= 4 * sums.isa.float32.lanes:
                 rows_in_b = sums.out_b_step == sizeof(float)
             ones_apart = sums.with_ones and not rows_in_b
             if ones_apart:

@@ -50,7 +50,8 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
     }
 }
 
-/* Copies channels, adjacent in memory, of k pixels into panels [pixel][channel] of mr channels. Whole vectors are copied
+/* Copies channels, adjacent in memory, of k pixels (or weights of out channels, of k in channels) into panels
+   [pixel][channel] of mr channels, a few pixels at a time, so that each is read as one stream. Whole vectors are copied
    where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
 static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr,
                          ptrdiff_t panels) {
@@ -74,7 +75,10 @@ static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, pt
                     store(to + i * mr + LANES, load(from + i * step + LANES * ONE));
                 }
             }
-            for (; i < end; i++) copy_run((char *)(to + i * mr), from + i * step, mr);
+            for (; i < end; i++) {
+                __builtin_prefetch(from + i * step + AHEAD);
+                copy_run((char *)(to + i * mr), from + i * step, mr);
+            }
         }
     }
 }
