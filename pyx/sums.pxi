@@ -676,8 +676,8 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
                 map_of(&buffers.view[RESIDUAL], KIND_UINT8, &axes, NULL, False, &sums.mask)
         else:
             hold_channels(&second, columns, &axes, &sums.a, groups, &pixels)
-            # A is packed in short runs, or not at all if pixels are adjacent, where B is transposed. Rows of tiles should
-            # be rows of the result where it takes as long to store as to compute. The row of ones sums up B's channels.
+            # Of adjacent channels, B's are packed in longer runs; of adjacent pixels, A's are read in place. Rows of tiles
+            # should be rows of the result where it takes as long to store as to compute. Ones sum up B's channels.
             rows_in_b = (sums.b.count <= sums.a.count) == (sums.a.pixels_adjacent and sums.b.pixels_adjacent)
             if out is None:
                 rows_in_b = True
