@@ -352,7 +352,10 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                 if tile.prefetch == NULL or b_tile > part.first_b:
                     tile.prefetch = <const char*> panels
                     tile.prefetch_step = tile.prefetch_next = 0
-                    if a_tile == part.first_a and not sums.symmetric:
+                    if sums.symmetric and a_tile < part.first_a + 2:
+                        prefetch_panel(sums, part, b_tile, pixel + done + k, &tile)
+                        tile.prefetch += (a_tile - part.first_a) * 64
+                    elif a_tile == part.first_a:
                         prefetch_panel(sums, part, b_tile - 1 if b_tile > part.first_b else b_tile, pixel + done + k,
                                        &tile)
                 width = vectors * lanes
