@@ -88,7 +88,7 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t sums_channel_step
         char* y
         Py_ssize_t y_channel_step
-        bint y_far
+        bint y_far, y_gathered
         const float* bias
         float low, high
 

@@ -22,6 +22,7 @@ cdef enum:
     STREAM_ROWS_OUTS = 256
     STREAM_PLANES_K = 64           # more in channels of planes in cache are multiplied in tiles;
     STREAM_FAR_PLANES_K = 96       # of planes in memory that do not evict each other, too
+    STORES_NEAR = 256              # bytes behind a load within which stores past the caches delay the next loads
     FAR_BYTES = 8 << 20            # of a result that is stored past the caches: a quarter of a usual last-level cache
 
 
@@ -144,6 +145,19 @@ cdef inline void plan_next(const Step* step, const Block* block, const Run* from
         stream.next_bytes = n * x.item
 
 
+cdef bint loads_wait_for_stores(const Step* step, const char* x, Py_ssize_t x_step, const char* y,
+                                Py_ssize_t y_step) noexcept nogil:
+    """Would many loads of x wait for stores to y past the caches?
+
+    They do where the low 12 bits of their addresses are those of stores that were issued shortly before.
+    """
+    cdef Py_ssize_t k, out, close = 0
+    for k in range(step.k):
+        for out in range(step.outs):
+            close += 0 < ((y + out * y_step) - (x + k * x_step)) & 4095 < STORES_NEAR
+    return 4 * close > step.k * step.outs
+
+
 cdef void run_planes(const Step* step, Block* block) noexcept nogil:
     """One group's out channels for one block of pixels, which lie on the lanes."""
     cdef const Plan* plan = &step.plan
@@ -179,17 +193,19 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
         stream.sums = <char*> block.partial
         stream.sums_channel_step = pitch * sizeof(float)
-        stream.y_far = False
+        stream.y_far = stream.y_gathered = False
         if direct:
             stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step
             # Loads of packed pixels often have the low 12 bits of such a store's address, and would wait for it.
             if y_far and in_place:
                 ragged = -(<Py_ssize_t> stream.y) & 63
-                if ragged == 0:
-                    stream.y_far = True
-                else:
+                if ragged:
                     n = min(n, ceil_div(ragged, <Py_ssize_t> sizeof(float)))
+                else:
+                    stream.y_gathered = loads_wait_for_stores(
+                        step, from_x.at + block_offset(step, block), x.channel_step, stream.y, y.channel_step)
+                    stream.y_far = not stream.y_gathered
         else:
             stream.y = <char*> block.partial
             stream.y_channel_step = pitch * sizeof(float)

@@ -128,6 +128,23 @@ def test_a_large_result_stored_past_the_caches(isa, layout, dtype, out_dtype, ch
     assert np.array_equal(y, np.concatenate(small, axis=rows))
 
 
+@pytest.mark.parametrize("apart", [0, 16, 64, 128, 260, 2048, 4032])
+@pytest.mark.parametrize(("channels", "outs"), [(3, 3), (13, 8), (40, 5)])
+def test_planes_of_a_large_result_at_any_place_in_a_page(isa, apart, channels, outs):
+    """How planes are stored past the caches depends on how far they are from those of x, modulo 4096 bytes."""
+    pixels = (8 << 20) // 4 // outs // 1024 * 1024 + 1024
+    x = numbers((channels, pixels), np.float32)
+    weight = numbers((outs, channels), np.float32, 1)
+    memory = np.zeros(outs * pixels * 4 + 3 * 4096, np.uint8)
+    start = 4096 + (x.ctypes.data + apart - memory.ctypes.data) % 4096
+    y = memory[start : start + outs * pixels * 4].view(np.float32).reshape(outs, pixels)
+    pwconv.pointwise_conv(x[:, None], weight, layout="CHW", out=y[:, None])
+    assert not memory[:start].any()
+    assert not memory[start + y.nbytes :].any()
+    parts = [pwconv.pointwise_conv(part[:, None], weight, layout="CHW") for part in np.array_split(x, 20, axis=1)]
+    assert np.array_equal(y[:, None], np.concatenate(parts, axis=2))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [">f4", ">u2", ">i2", ">f2"])
 @pytest.mark.parametrize("layout", ["CHW", "HWC"])

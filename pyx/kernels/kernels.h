@@ -22,8 +22,8 @@
 
 /* In channels of all panels that are packed before the next ones, so that a map is read in long runs. */
 #define PACKED_AT_ONCE 32
-/* The same where channels lie a multiple of so many bytes apart: they share one or two sets of a usual first-level cache,
-   of eight lines each. */
+/* The same where channels lie a multiple of so many bytes apart: they share one or two sets of a usual first-level
+   cache, of eight lines each. */
 #define CROWDED_STEP 2048
 #define PACKED_OF_CROWDED 8
 
@@ -149,7 +149,8 @@ typedef struct {
     ptrdiff_t sums_channel_step;
     char *y; /* finished planes */
     ptrdiff_t y_channel_step;
-    int y_far;         /* y is stored past the caches; all planes lie at whole vectors */
+    int y_far;         /* y is stored past the caches, at once: all planes lie at whole cache lines; */
+    int y_gathered;    /* or in runs that are put together in `sums` */
     const float *bias; /* NULL: neither bias nor clip, and all sums stay in `sums` */
     float low, high;   /* the clip; -inf and inf for none */
 } stream_t;

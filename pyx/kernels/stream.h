@@ -8,7 +8,8 @@
    for so many channels, for each tile. */
 enum { FEW_STREAMS = 16, STREAMS = 4, SHARED_STREAMS = 8 };
 
-/* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache. */
+/* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache; or
+   that are put together before they are stored past the caches, plane by plane. */
 enum { SHARED_RUN = 192 };
 
 /* One tile of out channels and some in channels, for all pixels. */
@@ -110,12 +111,13 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
     p->first = s->first_k + channel == 0;
     p->clips = finishes && (s->low > -INFINITY || s->high < INFINITY);
     p->x = s->x + channel * s->x_channel_step + first * (ptrdiff_t)sizeof(float);
+    p->y_channel_step = s->y_gathered ? s->sums_channel_step : s->y_channel_step;
     for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
         const ptrdiff_t mr = base + (tile < taller);
         p->weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
         p->bias = finishes ? s->bias + row : NULL;
-        p->y = s->y + row * s->y_channel_step + first * (ptrdiff_t)sizeof(float);
         p->sums = s->sums + row * s->sums_channel_step + first * (ptrdiff_t)sizeof(float);
+        p->y = s->y_gathered ? p->sums : s->y + row * s->y_channel_step + first * (ptrdiff_t)sizeof(float);
         kernel[mr](p);
         p->next_rows = 0;
         row += mr;
@@ -123,11 +125,11 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
 }
 
 static void stream(const stream_t *s) {
+    enum { ONE = sizeof(float) };
     const ptrdiff_t streams = s->tiles > 1 ? SHARED_STREAMS : STREAMS;
     const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? streams : s->k;
-    const ptrdiff_t run = s->tiles > 1 && s->next_rows == 0 ? SHARED_RUN : s->pixels;
+    const ptrdiff_t run = s->y_gathered || (s->tiles > 1 && s->next_rows == 0) ? SHARED_RUN : s->pixels;
     stream_part_t p = {.x_channel_step = s->x_channel_step,
-                       .y_channel_step = s->y_channel_step,
                        .sums_channel_step = s->sums_channel_step,
                        .y_far = s->y_far,
                        .next = s->next,
@@ -139,7 +141,12 @@ static void stream(const stream_t *s) {
     for (ptrdiff_t channel = 0; channel < s->k; channel += channels) {
         p.k = smaller_of(s->k - channel, channels);
         for (ptrdiff_t i = 0; i < s->pixels; i += run) {
-            stream_tiles(s, &p, channel, i, smaller_of(run, s->pixels - i));
+            const ptrdiff_t n = smaller_of(run, s->pixels - i);
+            stream_tiles(s, &p, channel, i, n);
+            for (ptrdiff_t o = 0; s->y_gathered && p.bias && o < s->outs; o++) {
+                copy_past_caches(s->y + o * s->y_channel_step + i * ONE, s->sums + o * s->sums_channel_step + i * ONE,
+                                 n * ONE);
+            }
         }
     }
 }
