@@ -203,7 +203,8 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
                 if ragged:
                     n = min(n, ceil_div(ragged, <Py_ssize_t> sizeof(float)))
                 else:
-                    stream.y_gathered = loads_wait_for_stores(
+                    # Measured: few planes are faster put together in cache first, whatever their addresses.
+                    stream.y_gathered = step.outs <= FEW_OUTS or loads_wait_for_stores(
                         step, from_x.at + block_offset(step, block), x.channel_step, stream.y, y.channel_step)
                     stream.y_far = not stream.y_gathered
         else:
