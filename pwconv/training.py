@@ -189,7 +189,7 @@ def _grad_x(task: Backward) -> list[Float32Array]:
     """Compute the gradient of `x`: a convolution with the transposed weights, written to every stride-th pixel."""
     spec, call = task.spec, task.call
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
-    if spec.groups == 1 and set(call.stride) <= {1} and len(task.parts) == 1 and outs * ins <= _PACKED_ELEMENTS:
+    if spec.groups == 1 and _takes_all_pixels(task) and len(task.parts) == 1 and outs * ins <= _PACKED_ELEMENTS:
         return [
             pointwise_conv(
                 task.grad_y, task.matrix, weight_layout="IO", layout=call.layout, num_threads=call.num_threads
@@ -197,7 +197,7 @@ def _grad_x(task: Backward) -> list[Float32Array]:
         ]
     gradient = _channels_first(task.grad_y, task)
     transposed = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
-    make = np.empty if set(call.stride) <= {1} else np.zeros
+    make = np.empty if _takes_all_pixels(task) else np.zeros
     grads, first = [], 0
     for part in task.parts:
         grad = make(part.shape, np.float32)
@@ -235,9 +235,7 @@ def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Ar
     """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
     make = np.empty if task.grad_y.size else np.zeros
     kernel = make(shape, np.float32) if "weight" in task.need else None
-    matrix = kernel
-    if kernel is not None and (kernel.ndim > 2 or task.spec.weight_layout == "IO"):
-        matrix = arguments.weight_matrix(kernel, task.spec)
+    matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
     bias = make(len(task.matrix), np.float32) if "bias" in task.need else None
     if task.grad_y.size and (kernel is not None or bias is not None):
         rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
@@ -261,10 +259,15 @@ def _letters(map_: NDArray[Any]) -> str:
     return "C" + _PIXEL_LETTERS[: map_.ndim - 1]
 
 
+def _takes_all_pixels(task: Backward) -> bool:
+    """Does the stride select every pixel?"""
+    return set(task.call.stride) <= {1}
+
+
 def _sampled(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View the pixels of `x` that the stride selects, with channels first."""
     channels_first = _channels_first(map_, task)
-    if set(task.call.stride) <= {1}:
+    if _takes_all_pixels(task):
         return channels_first
     steps: tuple[Any, ...] = (..., *(slice(None, None, step) for step in task.call.stride))
     return channels_first[steps]

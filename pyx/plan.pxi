@@ -76,6 +76,12 @@ cdef inline Py_ssize_t tile_start(const Tiling* tiling, Py_ssize_t tile) noexcep
     return tile * tiling.mr + min(tile, tiling.taller)
 
 
+cdef inline Py_ssize_t end_of_alike(const Tiling* tiling, Py_ssize_t tile) noexcept nogil:
+    """The end of the tiles from this one on that have as many columns as it."""
+    cdef Py_ssize_t first_part = tiling.extent // tiling.nr if tiling.nr else tiling.taller
+    return first_part if tile < first_part else tiling.tiles
+
+
 cdef Tiling b_tiling(Py_ssize_t extent, Py_ssize_t nr) noexcept nogil:
     cdef Tiling tiling
     tiling.extent = extent

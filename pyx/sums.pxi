@@ -202,15 +202,12 @@ cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t fir
     """
     cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
     cdef Py_ssize_t whole = min(end, sums.b.count // nr)
-    cdef const FeatureMap* x = sums.b.maps
     cdef Place place
-    cdef Run run
-    if (sums.b_tiling.tiles == 1 and sums.shift == NULL and x.kind == KIND_FLOAT32 and x.channels == sums.b.count
-            and x.channel_step == sizeof(float)):
+    if sums.b_tiling.tiles == 1 and sums.shift == NULL and find_in_place(
+            &sums.b, group * sums.b.count, sums.b.count, pixel, k, &place) and not place.rowwise:
         width = b_vectors(sums, 0) * sums.kernels.lanes
-        run = run_from(x, pixel)
-        if width == sums.b.count and run.count >= k and run.step == width * <Py_ssize_t> sizeof(float):
-            return <const float*> run.at
+        if width == sums.b.count and place.pixel_step == width * <Py_ssize_t> sizeof(float):
+            return <const float*> place.at
     if whole > first and find_in_place(&sums.b, group * sums.b.count + first * nr, (whole - first) * nr, pixel, k,
                                        &place) and not place.rowwise:
         sums.isa.pack_columns(dst, nr * k, place.at, place.pixel_step, k, nr, whole - first)
@@ -231,11 +228,9 @@ cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t firs
                              float* panels, tile_t* tile, bint* rowwise) noexcept nogil:
     """Sets where tiles of A from `first` on are read, and what they prefetch; returns how many, which are alike."""
     cdef Py_ssize_t row = tile_start(&sums.a_tiling, first), channel = part.group * sums.a.count + row
-    cdef Py_ssize_t mr = sums.a_tiling.mr + (first < sums.a_tiling.taller), tiles = part.end_a - first, width, lines
+    cdef Py_ssize_t mr = sums.a_tiling.mr + (first < sums.a_tiling.taller), width
+    cdef Py_ssize_t tiles = min(<Py_ssize_t> PACKED_TILES, min(end_of_alike(&sums.a_tiling, first), part.end_a) - first)
     cdef Place place
-    if first < sums.a_tiling.taller:
-        tiles = min(tiles, sums.a_tiling.taller - first)
-    tiles = min(tiles, <Py_ssize_t> PACKED_TILES)
     tile.mr = mr
     tile.prefetch_step = tile.prefetch_next = 0
     tile.prefetch = NULL
@@ -266,8 +261,7 @@ cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t firs
             row - tile_start(&sums.a_tiling, part.first_a)) * <Py_ssize_t> sizeof(float)
     tile.prefetch_step = place.pixel_step
     tile.prefetch_next = 64
-    lines = tiles * mr * <Py_ssize_t> sizeof(float) // 64 + 1
-    tile.prefetch_repeats = lines
+    tile.prefetch_repeats = tiles * mr * <Py_ssize_t> sizeof(float) // 64 + 1
     return tiles
 
 
@@ -290,7 +284,7 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
     cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, panel, k, tiles, i
-    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, next_place, a_place, columns, width
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, next_place, columns, width
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
     cdef const float* panels
@@ -340,7 +334,6 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
             else:
                 tiles = prepare_rows(sums, part, a_tile, pixel + done, k, a_panels, &tile, &rowwise)
                 next_place = part.end_b - part.first_b
-            a_place = place
             for b_tile in range(part.first_b, part.end_b):
                 vectors = <int> b_vectors(sums, b_tile)
                 skipped = 0
@@ -386,8 +379,7 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         sums.isa.add_sums(totals + (place + i * next_place) * sums_of_tile,
                                           tile.partial + i * tile.partial_next, tile.mr * width, first)
                 place += 1
-            if not sums.symmetric:
-                place = a_place + tiles * next_place
+            place += (tiles - 1) * next_place
             a_tile += tiles
         if part.ones:
             for b_tile in range(part.first_b, part.end_b):

@@ -155,7 +155,7 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
         while a_tile < end_a_tile:
             # As many tiles of A as are alike, in one call.
             mr = a_tiles.mr + (a_tile < a_tiles.taller)
-            together = (min(a_tiles.taller, end_a_tile) if a_tile < a_tiles.taller else end_a_tile) - a_tile
+            together = min(end_of_alike(a_tiles, a_tile), end_a_tile) - a_tile
             tile.y = NULL
             tile.nr = width if block.y.slack else nr
             if pixels_in_b:

@@ -67,15 +67,12 @@ cdef void pack_tiles(const Plan* plan, const Weights* weights, Py_ssize_t groups
     cdef const Tiling* tiling = &plan.out_tiling
     cdef Py_ssize_t tile = 0, end, width, out
     while tile < tiling.tiles:
-        # As many tiles as have the same width.
         out = tile_start(tiling, tile)
-        end = tiling.tiles if tiling.nr == 0 and tile == tiling.taller else tiling.taller
-        if tiling.nr:
-            end = tiling.extent // tiling.nr
-        if tile == end:            # of B, and not whole
+        end = end_of_alike(tiling, tile)
+        width = tile_start(tiling, tile + 1) - out
+        if width < tiling.nr:      # of B, and not whole
             pack_tile(plan, weights, groups, group, tile, channel, k, dst)
             return
-        width = tile_start(tiling, tile + 1) - out
         plan.isa.pack_columns(
             dst + group * packed_floats(plan, weights.k) + out * weights.k + channel * width, width * weights.k,
             weights.data + (group * tiling.extent + out) * weights.out_step + channel * weights.in_step,
