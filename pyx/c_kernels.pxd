@@ -78,6 +78,7 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct stream_t:
         const char* x
+        int x_kind, y_kind
         Py_ssize_t x_channel_step, first_k, k, all_k
         bint x_far
         const char* next

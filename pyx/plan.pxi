@@ -22,7 +22,7 @@ cdef struct Problem:
     Py_ssize_t y_run, y_step, y_channel_step           # bytes
     Py_ssize_t y_item              # bytes of an element of y
     Py_ssize_t plain               # the epilogue is bias and clip, and y is float32
-    Py_ssize_t transformed         # x has an input scale, shift or activation
+    Py_ssize_t transformed         # x has an input scale, shift or activation, or bytes that are swapped
     Py_ssize_t in_parts            # x is not one float32 map, so tiles cannot read x in place
     Py_ssize_t x_parts             # maps that x consists of
     Py_ssize_t finished            # the epilogue is bias and clip

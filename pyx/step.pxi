@@ -53,7 +53,7 @@ cdef int plan_step(Step* step, const FeatureMap* x, Py_ssize_t spans, Py_ssize_t
         <double> spans * pixels * step.groups * step.outs * step.y.item >= FAR_BYTES)
     problem.plain = step.plain and step.y.kind == KIND_FLOAT32
     problem.finished = step.plain
-    problem.transformed = step.transformed
+    problem.transformed = step.transformed or x.kind >= KIND_SWAPPED
     problem.x_parts = step.x_parts
     problem.in_parts = step.x_parts > 1 or x.kind != KIND_FLOAT32
     problem.weights_step = weights_step

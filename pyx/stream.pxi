@@ -5,7 +5,8 @@
 #
 # Where the channels of a pixel are adjacent in x and in y, multiply_adjacent multiplies pixels in the order in which
 # they lie, whatever their types (run_rows). Else pixels are the columns of operand B, and stream multiplies planes
-# (run_planes): float32 in place, other types after packing; results of other types are unpacked.
+# (run_planes): in place, or after packing if they are swapped or far apart; results that are too large for a cache, or
+# have other strides, are unpacked.
 
 cdef enum:
     STREAM_FLOATS = 4608           # floats of a chunk: with the parts of x and y that it reads and writes, a usual L1
@@ -22,6 +23,7 @@ cdef enum:
     STREAM_ROWS_OUTS = 256
     STREAM_PLANES_K = 64           # more in channels of planes in cache are multiplied in tiles;
     STREAM_FAR_PLANES_K = 96       # of planes in memory that do not evict each other, too
+    STREAM_NARROW_TILES = 2        # of out channels that multiply narrow numbers in place
     STORES_NEAR = 256              # bytes behind a load within which stores past the caches delay the next loads
     FAR_BYTES = 8 << 20            # of a result that is stored past the caches: a quarter of a usual last-level cache
 
@@ -85,7 +87,6 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     cdef double bytes = 4.0 * problem.pixels * (problem.k + problem.outs)
     plan.streamed = True
     plan.rowwise = streams_rows(problem)
-    plan.packed = problem.transformed or problem.in_parts or not (plan.rowwise or problem.x_step == 1)
     plan.pixels_in_b = not plan.rowwise or problem.outs <= FEW_OUTS
     plan.vectors = 1
     plan.kc = problem.k if plan.rowwise else stream_k(problem)
@@ -94,6 +95,9 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     else:
         plan.vectors = <int> min(<Py_ssize_t> ROWS_VECTORS, ceil_div(problem.outs, plan.kernels.lanes))
         plan.out_tiling = b_tiling(problem.outs, plan.vectors * plan.kernels.lanes)
+    plan.packed = problem.transformed or problem.x_parts > 1 or not (plan.rowwise or problem.x_step == 1)
+    if problem.in_parts and (plan.rowwise or plan.out_tiling.tiles > STREAM_NARROW_TILES):
+        plan.packed = True             # several tiles would convert the same numbers again
     plan.chunk = stream_chunk(problem.outs + plan.kc, STREAM_MAX_PIXELS)
     plan.run = max(plan.chunk, stream_chunk(problem.outs, STREAM_MAX_RUN))
     plan.cycles = problem.groups * problem.spans * (
@@ -165,9 +169,8 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
     cdef const FeatureMap* y = block.y
     cdef Py_ssize_t pitch = stream_pitch(plan.run), packed_pitch = stream_pitch(plan.chunk)
     cdef Py_ssize_t group = block.group, channel = group * step.outs, done = 0, pixel, n
-    cdef bint x_far = 2 * block.pixels * step.k * sizeof(float) > cache_bytes[1]
-    cdef bint x_in_place = block.x_parts == 1 and x.kind == KIND_FLOAT32 and step.in_scale == NULL
-    cdef bint y_in_place = step.plain and y.kind == KIND_FLOAT32
+    cdef bint x_far = <size_t> (2 * block.pixels * step.k * x.item) > cache_bytes[1]
+    cdef bint y_in_place = step.plain and (y.kind == KIND_FLOAT32 or not y.far)
     # Planes that are stored past the caches all lie at whole cache lines, from some pixel on.
     cdef bint y_far = y.far and (y.channel_step % 64 == 0 or step.outs == 1)
     cdef Py_ssize_t ragged
@@ -186,14 +189,16 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         block.first_k = 0
         n = min(plan.run, block.pixels - done)
         from_x = run_from(x, pixel)
-        in_place = x_in_place and from_x.step == sizeof(float) and (from_x.count >= n
-                                                                    or from_x.count >= STREAM_MIN_PIXELS)
+        in_place = not plan.packed and from_x.step == x.item and (from_x.count >= n
+                                                                  or from_x.count >= STREAM_MIN_PIXELS)
         n = min(n, from_x.count if in_place else plan.chunk)
         to_y = run_from(y, pixel)
-        direct = y_in_place and to_y.step == sizeof(float) and to_y.count >= n
+        direct = y_in_place and to_y.step == y.item and to_y.count >= n
         stream.sums = <char*> block.partial
         stream.sums_channel_step = pitch * sizeof(float)
         stream.y_far = stream.y_gathered = False
+        stream.x_kind = x.kind if in_place else KIND_FLOAT32
+        stream.y_kind = y.kind if direct else KIND_FLOAT32
         if direct:
             stream.y = to_y.at + block.span * y.span_step + channel * y.channel_step
             stream.y_channel_step = y.channel_step

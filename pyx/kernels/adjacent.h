@@ -151,9 +151,11 @@ static void multiply_adjacent(const adjacent_t *a) {
     const int x_size = element_size(a->x_kind), y_size = element_size(a->y_kind);
     const int is_picture = a->k <= FEW_OUTS && a->outs <= FEW_OUTS && !a->planes, is_few = a->outs <= FEW_OUTS;
     const int x_adjacent = a->x_step == a->k * x_size, y_adjacent = a->y_step == a->outs * y_size && !a->planes;
-    const int x_bytes = is_picture && x_adjacent && a->x_kind == KIND_UINT8;
+    const int is_plain_kind = a->x_kind == KIND_FLOAT32 || a->x_kind == KIND_UINT8;
     const int y_bytes = is_picture && y_adjacent && a->y_kind == KIND_UINT8 && a->low <= 0.0f;
-    const int in_place = x_bytes || (a->x_kind == KIND_FLOAT32 && (x_adjacent || !is_picture));
+    /* Of other kinds than bytes and float32, pictures are multiplied to float32 in place. */
+    const int in_place = is_picture ? x_adjacent && (is_plain_kind || (!y_bytes && a->x_kind < KIND_SWAPPED))
+                                    : a->x_kind == KIND_FLOAT32;
     /* Quads are stored past the caches at once, other results line by line. */
     const int past_caches =
         a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 && (uintptr_t)a->y % (4 * ONE) == 0;

@@ -192,6 +192,36 @@ INLINE void narrow_run_of(char *dst, const float *src, ptrdiff_t n, const int ki
     X(KIND_UINT16 | KIND_SWAPPED)  \
     X(KIND_INT16 | KIND_SWAPPED) X(KIND_FLOAT16 | KIND_SWAPPED) X(KIND_BFLOAT16 | KIND_SWAPPED)
 
+/* COUNT vectors of elements that are adjacent in memory, of a native kind. */
+INLINE void load_vectors(const char *p, vec *v, const int COUNT, int kind) {
+#define CASE(KIND)                                                                                              \
+    case KIND:                                                                                                  \
+        UNROLL for (int i = 0; i < COUNT; i++) v[i] = load_kind(p + i * LANES * element_size(KIND), KIND); \
+        break;
+    switch (kind) {
+        NARROW_KINDS(CASE)
+        default: UNROLL for (int i = 0; i < COUNT; i++) v[i] = load(p + i * (ptrdiff_t)sizeof(vec));
+    }
+#undef CASE
+}
+
+/* Rounded as narrow_run() does. */
+INLINE void store_vectors(char *p, const vec *v, const int COUNT, int kind) {
+#define CASE(KIND)                                                                                                   \
+    case KIND:                                                                                                       \
+        if (COUNT == 4) {                                                                                            \
+            store_four_of_kind(p, v, KIND);                                                                          \
+        } else {                                                                                                     \
+            UNROLL for (int i = 0; i < COUNT; i++) store_kind(p + i * LANES * element_size(KIND), v[i], KIND); \
+        }                                                                                                            \
+        break;
+    switch (kind) {
+        NARROW_KINDS(CASE)
+        default: UNROLL for (int i = 0; i < COUNT; i++) store(p + i * (ptrdiff_t)sizeof(vec), v[i]);
+    }
+#undef CASE
+}
+
 /* dst[i] = src[i]: elements of any kind to float32. */
 static void widen_run(float *dst, const char *src, ptrdiff_t n, int kind) {
 #define CASE(KIND) \

@@ -135,7 +135,8 @@ typedef struct {
 
 /* All out channels of a run of pixels, for all in channels or some of them: y = clip(sum + bias), planes in and out. */
 typedef struct {
-    const char *x;            /* float32 [channel][pixel], at any byte address */
+    const char *x;            /* [channel][pixel] of a native kind, at any byte address */
+    int x_kind, y_kind;       /* y is float32 where it is stored past the caches */
     ptrdiff_t x_channel_step; /* bytes */
     ptrdiff_t first_k, k;     /* the channels of this call, */
     ptrdiff_t all_k;          /* of so many, at most SUM_BLOCK */

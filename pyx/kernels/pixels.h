@@ -1,12 +1,16 @@
-/* Pictures: up to four in and four out channels, adjacent in both maps, of float32 or bytes. Pixels are taken apart,
-   multiplied and put together in registers, a vector of them at a time, so that the time is that of moving bytes. The
-   order of summation is that of tile.h. */
+/* Pictures: up to four in and four out channels, adjacent in both maps, of any native kind to float32, or of bytes.
+   Pixels are taken apart, multiplied and put together in registers, a vector of them at a time, so that the time is
+   that of moving bytes. The order of summation is that of tile.h. */
+
+/* What a kernel is compiled for: float32, bytes, or any native kind, of which it asks for each vector of pixels. */
+enum pixels_of { FLOATS, BYTES, ANY_KIND };
 
 /* A run of pixels with few channels, adjacent in x and y: y = clip(sum + bias). */
 typedef struct {
     const char *x;
     char *y;
-    int x_kind, y_kind;        /* float32 or uint8; low <= 0 if y is uint8 */
+    int x_kind;                /* any native kind, */
+    int y_kind;                /* float32, or uint8 if x is float32 or uint8; low <= 0 if y is uint8 */
     ptrdiff_t k, outs, pixels; /* at least LANES pixels */
     const float *weights;      /* [channel][out channel] */
     const float *bias;
@@ -14,25 +18,26 @@ typedef struct {
     int past_caches; /* y is float32 at a multiple of 16 bytes */
 } pixels_t;
 
-INLINE int pixel_bytes(const int CHANNELS, const int BYTES) {
-    return CHANNELS * (BYTES ? 1 : (int)sizeof(float));
-}
-
 /* LANES pixels to a vector for each channel. */
-INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const int BYTES) {
-    if (!BYTES) {
-        if (CHANNELS == 1) plane[0] = load(src);
-        if (CHANNELS > 1) load_planes(src, plane, CHANNELS);
+INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const int OF, int kind) {
+    if (OF == BYTES) {
+        ivec bytes[4];
+        load_byte_planes(src, bytes, CHANNELS);
+    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(bytes[c]);
         return;
     }
-    ivec bytes[4];
-    load_byte_planes(src, bytes, CHANNELS);
-    UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(bytes[c]);
+    vec run[4];
+    if (OF == ANY_KIND) {
+        load_vectors(src, run, CHANNELS, kind);
+        src = (const char *)run;
+    }
+    if (CHANNELS == 1) plane[0] = load(src);
+    if (CHANNELS > 1) load_planes(src, plane, CHANNELS);
 }
 
 /* Bytes were clipped to their range, whose lower end store_byte_planes() may keep. */
-INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int BYTES, int past_caches) {
-    if (!BYTES) {
+INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const int OF, int past_caches) {
+    if (OF == FLOATS) {
         store_planes(dst, plane, CHANNELS, past_caches);
         return;
     }
@@ -41,14 +46,14 @@ INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const 
     store_byte_planes(dst, bytes, CHANNELS);
 }
 
-/* From and to bytes if X_BYTES, Y_BYTES. */
-INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_BYTES, const int Y_BYTES) {
+INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_OF, const int Y_OF) {
     const char *x = p->x;
     char *y = p->y;
-    const int x_pixel = pixel_bytes(K, X_BYTES), y_pixel = pixel_bytes(OUTS, Y_BYTES);
-    const vec low = splat(Y_BYTES ? 0.0f : p->low);
+    const int x_kind = p->x_kind;
+    const ptrdiff_t x_pixel = K * element_size(x_kind), y_pixel = OUTS * (Y_OF == BYTES ? 1 : (int)sizeof(float));
+    const vec low = splat(Y_OF == BYTES ? 0.0f : p->low);
     const float most = p->high < 0.0f ? 0.0f : p->high > 255.0f ? 255.0f : p->high;
-    const vec high = splat(Y_BYTES ? most : p->high);
+    const vec high = splat(Y_OF == BYTES ? most : p->high);
     const int clips = p->low > -INFINITY || p->high < INFINITY;
     vec weight[4][4], bias[4];
     UNROLL for (int o = 0; o < OUTS; o++) {
@@ -59,46 +64,42 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
     FOR_VECTORS_FROM(i, p->pixels, second) {
         vec in[4], out[4];
         __builtin_prefetch(x + i * x_pixel + 1024);
-        load_pixels(x + i * x_pixel, in, K, X_BYTES);
+        load_pixels(x + i * x_pixel, in, K, X_OF, x_kind);
         UNROLL for (int o = 0; o < OUTS; o++) {
             vec sum = splat(0.0f);
             UNROLL for (int k = 0; k < K; k++) sum = fmadd(weight[o][k], in[k], sum);
             out[o] = sum + bias[o];
-            if (Y_BYTES) {
+            if (Y_OF == BYTES) {
                 /* In this order larger() turns NaN into 0; without it, NaN is converted to a negative integer. */
                 out[o] = smaller(high, BYTES_SATURATE ? out[o] : larger(out[o], low));
             } else if (clips) {
                 out[o] = clip(out[o], low, high);
             }
         }
-        store_pixels(y + i * y_pixel, out, OUTS, Y_BYTES, p->past_caches && is_past_caches_at(y + i * y_pixel));
+        store_pixels(y + i * y_pixel, out, OUTS, Y_OF, p->past_caches && is_past_caches_at(y + i * y_pixel));
     }
 }
 
 #define FOUR(X, OUTS) X(1, OUTS) X(2, OUTS) X(3, OUTS) X(4, OUTS)
 #define PIXEL_SIZES(X) FOUR(X, 1) FOUR(X, 2) FOUR(X, 3) FOUR(X, 4)
-#define PIXEL_KERNELS(K, OUTS)                                        \
-    static void pixels_00_##K##x##OUTS(const pixels_t *p) {           \
-        multiply_pixels_of(p, K, OUTS, 0, 0);                         \
-    }                                                                 \
-    static void pixels_01_##K##x##OUTS(const pixels_t *p) {           \
-        multiply_pixels_of(p, K, OUTS, 0, 1);                         \
-    }                                                                 \
-    static void pixels_10_##K##x##OUTS(const pixels_t *p) {           \
-        multiply_pixels_of(p, K, OUTS, 1, 0);                         \
-    }                                                                 \
-    static void pixels_11_##K##x##OUTS(const pixels_t *p) {           \
-        multiply_pixels_of(p, K, OUTS, 1, 1);                         \
+#define PIXEL_KERNEL(K, OUTS, X_OF, Y_OF)                                    \
+    static void pixels_##X_OF##_##Y_OF##_##K##x##OUTS(const pixels_t *p) { \
+        multiply_pixels_of(p, K, OUTS, X_OF, Y_OF);                          \
     }
-#define PIXEL_ENTRIES(K, OUTS)                                        \
-    [0][0][K - 1][OUTS - 1] = pixels_00_##K##x##OUTS,                 \
-    [0][1][K - 1][OUTS - 1] = pixels_01_##K##x##OUTS,                 \
-    [1][0][K - 1][OUTS - 1] = pixels_10_##K##x##OUTS,                 \
-    [1][1][K - 1][OUTS - 1] = pixels_11_##K##x##OUTS,
+#define PIXEL_KERNELS(K, OUTS)           \
+    PIXEL_KERNEL(K, OUTS, FLOATS, FLOATS) \
+    PIXEL_KERNEL(K, OUTS, FLOATS, BYTES) \
+    PIXEL_KERNEL(K, OUTS, BYTES, FLOATS) PIXEL_KERNEL(K, OUTS, BYTES, BYTES) PIXEL_KERNEL(K, OUTS, ANY_KIND, FLOATS)
+#define PIXEL_ENTRY(K, OUTS, X_OF, Y_OF) [X_OF][Y_OF][K - 1][OUTS - 1] = pixels_##X_OF##_##Y_OF##_##K##x##OUTS,
+#define PIXEL_ENTRIES(K, OUTS)           \
+    PIXEL_ENTRY(K, OUTS, FLOATS, FLOATS) \
+    PIXEL_ENTRY(K, OUTS, FLOATS, BYTES)  \
+    PIXEL_ENTRY(K, OUTS, BYTES, FLOATS) PIXEL_ENTRY(K, OUTS, BYTES, BYTES) PIXEL_ENTRY(K, OUTS, ANY_KIND, FLOATS)
 
 PIXEL_SIZES(PIXEL_KERNELS)
 
 static void multiply_pixels(const pixels_t *p) {
-    static void (*const kernel[2][2][4][4])(const pixels_t *) = {PIXEL_SIZES(PIXEL_ENTRIES)};
-    kernel[p->x_kind == KIND_UINT8][p->y_kind == KIND_UINT8][p->k - 1][p->outs - 1](p);
+    static void (*const kernel[3][2][4][4])(const pixels_t *) = {PIXEL_SIZES(PIXEL_ENTRIES)};
+    const int x_of = p->x_kind == KIND_FLOAT32 ? FLOATS : p->x_kind == KIND_UINT8 ? BYTES : ANY_KIND;
+    kernel[x_of][p->y_kind == KIND_UINT8 ? BYTES : FLOATS][p->k - 1][p->outs - 1](p);
 }

@@ -15,6 +15,7 @@ enum { SHARED_RUN = 192 };
 /* One tile of out channels and some in channels, for all pixels. */
 typedef struct {
     const char *x;
+    int x_kind, y_kind;
     ptrdiff_t x_channel_step;
     ptrdiff_t k;
     const float *weights; /* [channel][row] */
@@ -31,12 +32,31 @@ typedef struct {
     ptrdiff_t next_rows, next_row_step, next_bytes;
 } stream_part_t;
 
-/* MR rows of some vectors of pixels; `lanes` of them in the last vector count if PARTIAL. */
+/* Some vectors of pixels of one channel, from pixel `at` on; `lanes` of them in the last vector count if PARTIAL. */
+INLINE void stream_load(const char *row, ptrdiff_t at, vec *v, int kind, const int VECTORS, const int PARTIAL,
+                        const int IS_FLOAT, int lanes) {
+    const int size = IS_FLOAT ? (int)sizeof(float) : element_size(kind);
+    const char *from = row + at * size;
+    if (IS_FLOAT && PARTIAL) {
+        v[0] = load_first(from, lanes);
+    } else if (IS_FLOAT) {
+    UNROLL for (int i = 0; i < VECTORS; i++) v[i] = load(from + i * sizeof(vec));
+    } else if (PARTIAL) {
+        char few[sizeof(vec)] = {0};
+        memcpy(few, from, (size_t)(lanes * size));
+        load_vectors(few, v, 1, kind);
+    } else {
+        load_vectors(from, v, VECTORS, kind);
+    }
+}
+
+/* MR rows of some vectors of pixels from pixel `at` on. IS_FLOAT: x and y are float32. */
 INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, const int VECTORS, const int PARTIAL,
-                         int lanes) {
-    const char *x = p->x + at;
+                         const int IS_FLOAT, int lanes) {
+    enum { ONE = sizeof(float) };
+    const char *x = p->x;
     const float *weights = p->weights;
-    char *sums = p->sums + at;
+    char *sums = p->sums + at * ONE;
     vec sum[STREAM_MR][MAX_VECTORS];
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
         const char *here = sums + r * p->sums_channel_step + v * (ptrdiff_t)sizeof(vec);
@@ -44,9 +64,7 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
     }
     for (ptrdiff_t k = 0; k < p->k; k++) {
         vec x_vec[MAX_VECTORS];
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            x_vec[v] = PARTIAL ? load_first(x + v * sizeof(vec), lanes) : load(x + v * sizeof(vec));
-        }
+        stream_load(x, at, x_vec, p->x_kind, VECTORS, PARTIAL, IS_FLOAT, lanes);
         UNROLL for (int r = 0; r < MR; r++) {
             const vec weight = splat(weights[r]);
             UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = fmadd(weight, x_vec[v], sum[r][v]);
@@ -54,29 +72,43 @@ INLINE void stream_block(const stream_part_t *p, ptrdiff_t at, const int MR, con
         x += p->x_channel_step;
         weights += MR;
     }
-    char *y = p->bias ? p->y + at : sums;
-    const ptrdiff_t y_channel_step = p->bias ? p->y_channel_step : p->sums_channel_step;
+    const int finishes = p->bias != NULL, narrows = !IS_FLOAT && finishes && p->y_kind != KIND_FLOAT32;
+    const int size = narrows ? element_size(p->y_kind) : ONE;
+    char *y = finishes ? p->y + at * size : sums;
+    const ptrdiff_t y_channel_step = finishes ? p->y_channel_step : p->sums_channel_step;
     /* Through memory, or compilers keep both in registers during the loop, and spill pixels. */
     float bounds[2] = {p->low, p->high};
     __asm__ volatile("" : "+m"(bounds));
     const vec low = splat(bounds[0]), high = splat(bounds[1]);
-    UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        char *here = y + r * y_channel_step + v * (ptrdiff_t)sizeof(vec);
-        vec out = sum[r][v];
-        if (p->bias) out += splat(p->bias[r]);
-        if (p->clips) out = clip(out, low, high);
-        if (PARTIAL) {
-            store_first(here, out, lanes);
-        } else if (p->bias && p->y_far && VECTORS * sizeof(vec) % 64 == 0) {
-            store_past_caches(here, out);
+    UNROLL for (int r = 0; r < MR; r++) {
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            if (finishes) sum[r][v] += splat(p->bias[r]);
+            if (p->clips) sum[r][v] = clip(sum[r][v], low, high);
+        }
+        char *row = y + r * y_channel_step;
+        if (narrows && PARTIAL) {
+            char few[sizeof(vec)];
+            store_vectors(few, sum[r], 1, p->y_kind);
+            memcpy(row, few, (size_t)(lanes * size));
+        } else if (narrows) {
+            store_vectors(row, sum[r], VECTORS, p->y_kind);
         } else {
-            store(here, out);
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                char *here = row + v * (ptrdiff_t)sizeof(vec);
+                if (PARTIAL) {
+                    store_first(here, sum[r][v], lanes);
+                } else if (finishes && p->y_far && VECTORS * sizeof(vec) % 64 == 0) {
+                    store_past_caches(here, sum[r][v]);
+                } else {
+                    store(here, sum[r][v]);
+                }
+            }
         }
     }
 }
 
-INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTORS) {
-    enum { ONE = sizeof(float), LINE = 64 };
+INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTORS, const int IS_FLOAT) {
+    enum { LINE = 64 };
     const stream_part_t p = *part; /* a copy: as far as a compiler knows, stores to y may change *part */
     const ptrdiff_t next_lines = (p.next_rows * p.next_bytes * VECTORS * LANES / p.pixels + LINE - 1) / LINE;
     const char *next = p.next;
@@ -88,37 +120,41 @@ INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTO
             next_at += LINE;
             if (next_at >= p.next_bytes) next_at = 0, next += p.next_row_step, next_rows--;
         }
-        stream_block(&p, i * ONE, MR, VECTORS, 0, LANES);
+        stream_block(&p, i, MR, VECTORS, 0, IS_FLOAT, LANES);
     }
-    for (; i + LANES <= p.pixels; i += LANES) stream_block(&p, i * ONE, MR, 1, 0, LANES);
-    if (i < p.pixels) stream_block(&p, i * ONE, MR, 1, 1, (int)(p.pixels - i));
+    for (; i + LANES <= p.pixels; i += LANES) stream_block(&p, i, MR, 1, 0, IS_FLOAT, LANES);
+    if (i < p.pixels) stream_block(&p, i, MR, 1, 1, IS_FLOAT, (int)(p.pixels - i));
 }
 
-#define STREAM_KERNEL(MR, VECTORS)                               \
-    static void stream_##MR##x##VECTORS(const stream_part_t *p) { \
-        stream_tile(p, MR, VECTORS);                             \
+#define STREAM_KERNEL(MR, VECTORS)                                 \
+    static void stream_##MR##x##VECTORS(const stream_part_t *p) {  \
+        stream_tile(p, MR, VECTORS, 1);                            \
+    }                                                              \
+    static void stream_any_##MR##x##VECTORS(const stream_part_t *p) { \
+        stream_tile(p, MR, VECTORS, 0);                            \
     }
-#define STREAM_ENTRY(MR, VECTORS) [MR] = stream_##MR##x##VECTORS,
+#define STREAM_ENTRY(MR, VECTORS) [0][MR] = stream_any_##MR##x##VECTORS, [1][MR] = stream_##MR##x##VECTORS,
 
 STREAM_TILES(STREAM_KERNEL)
 
 /* All tiles of out channels, for some in channels of a run of pixels. */
 INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel, ptrdiff_t first, ptrdiff_t pixels) {
-    static void (*const kernel[])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
+    static void (*const kernel[2][STREAM_MR + 1])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
+    const int is_float = s->x_kind == KIND_FLOAT32 && s->y_kind == KIND_FLOAT32;
     const ptrdiff_t base = s->tiles ? s->outs / s->tiles : 0, taller = s->tiles ? s->outs % s->tiles : 0;
     const int finishes = s->bias && s->first_k + channel + p->k == s->all_k;
     p->pixels = pixels;
     p->first = s->first_k + channel == 0;
     p->clips = finishes && (s->low > -INFINITY || s->high < INFINITY);
-    p->x = s->x + channel * s->x_channel_step + first * (ptrdiff_t)sizeof(float);
+    p->x = s->x + channel * s->x_channel_step + first * element_size(s->x_kind);
     p->y_channel_step = s->y_gathered ? s->sums_channel_step : s->y_channel_step;
     for (ptrdiff_t tile = 0, row = 0; tile < s->tiles; tile++) {
         const ptrdiff_t mr = base + (tile < taller);
         p->weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
         p->bias = finishes ? s->bias + row : NULL;
         p->sums = s->sums + row * s->sums_channel_step + first * (ptrdiff_t)sizeof(float);
-        p->y = s->y_gathered ? p->sums : s->y + row * s->y_channel_step + first * (ptrdiff_t)sizeof(float);
-        kernel[mr](p);
+        p->y = s->y_gathered ? p->sums : s->y + row * s->y_channel_step + first * element_size(s->y_kind);
+        kernel[is_float][mr](p);
         p->next_rows = 0;
         row += mr;
     }
@@ -129,7 +165,9 @@ static void stream(const stream_t *s) {
     const ptrdiff_t streams = s->tiles > 1 ? SHARED_STREAMS : STREAMS;
     const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? streams : s->k;
     const ptrdiff_t run = s->y_gathered || (s->tiles > 1 && s->next_rows == 0) ? SHARED_RUN : s->pixels;
-    stream_part_t p = {.x_channel_step = s->x_channel_step,
+    stream_part_t p = {.x_kind = s->x_kind,
+                       .y_kind = s->y_kind,
+                       .x_channel_step = s->x_channel_step,
                        .sums_channel_step = s->sums_channel_step,
                        .y_far = s->y_far,
                        .next = s->next,
