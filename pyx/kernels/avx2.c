@@ -77,36 +77,35 @@ static inline ints load_words(const void *p) {
     return (ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
 }
 
-#define STORES_TOGETHER
-
 /* Packs of two vectors take their halves in turn. */
-static inline __m256i low_words(ints a, ints b) {
-    const __m256i low = _mm256_set1_epi32(0xffff);
-    return _mm256_packus_epi32(_mm256_and_si256((__m256i)a, low), _mm256_and_si256((__m256i)b, low));
-}
-
 static inline void store_words(void *p, ints x) {
-    const __m256i words = _mm256_permute4x64_epi64(low_words(x, x), _MM_SHUFFLE(3, 1, 2, 0));
+    const __m256i low = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xffff));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), _MM_SHUFFLE(3, 1, 2, 0));
     _mm_storeu_si128(p, _mm256_castsi256_si128(words));
 }
 
-static inline void store_two_of_words(char *p, const ints *x) {
-    const __m256i words = _mm256_permute4x64_epi64(low_words(x[0], x[1]), _MM_SHUFFLE(3, 1, 2, 0));
-    _mm256_storeu_si256((__m256i *)p, words);
-}
-
 static inline void store_bytes(void *p, ints x) {
-    const __m256i words = low_words(x & 255, x & 255);
+    const __m256i low = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xff));
+    const __m256i words = _mm256_packs_epi32(low, low);
     const __m256i bytes =
         _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm_storel_epi64(p, _mm256_castsi256_si128(bytes));
 }
 
-static inline void store_four_of_bytes(char *p, const ints *x) {
-    const __m256i low = low_words(x[0] & 255, x[1] & 255), high = low_words(x[2] & 255, x[3] & 255);
-    const __m256i bytes =
-        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)p, bytes);
+#define STORES_TOGETHER
+
+static inline void store_two_of_words(char *p, const ints *x, const int is_signed) {
+    const __m256i a = (__m256i)x[0], b = (__m256i)x[1];
+    const __m256i words = is_signed ? _mm256_packs_epi32(a, b) : _mm256_packus_epi32(a, b);
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+static inline void store_four_of_bytes(char *p, const ints *x, const int is_signed) {
+    const __m256i low = _mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]);
+    const __m256i high = _mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]);
+    const __m256i bytes = is_signed ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)p, _mm256_permutevar8x32_epi32(bytes, order));
 }
 
 static inline ints ints_from_vec(vec v) {

@@ -70,6 +70,24 @@ static inline void store_words(void *p, ints x) {
     _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)x));
 }
 
+#define STORES_TOGETHER
+
+/* Packs of two vectors take their quarters in turn. */
+static inline void store_two_of_words(char *p, const ints *x, const int is_signed) {
+    const __m512i a = (__m512i)x[0], b = (__m512i)x[1];
+    const __m512i words = is_signed ? _mm512_packs_epi32(a, b) : _mm512_packus_epi32(a, b);
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, words));
+}
+
+static inline void store_four_of_bytes(char *p, const ints *x, const int is_signed) {
+    const __m512i low = _mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]);
+    const __m512i high = _mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]);
+    const __m512i bytes = is_signed ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+}
+
 static inline ints ints_from_vec(vec v) {
     return (ints)_mm512_cvtps_epi32(v);
 }
@@ -101,18 +119,56 @@ static inline void store_quads(char *p, ptrdiff_t step, vec v) {
     _mm_storeu_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps(v, 3));
 }
 
-static inline ints load_pixels_3(const void *p) {
-    const __m512i run = _mm512_maskz_loadu_epi32(0x0fff, p);
-    const __m512i quads = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
-    const __m128i bytes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
-    return (ints)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(quads, run), _mm512_broadcast_i32x4(bytes));
+/* For planes.h. In each quarter of a vector are the bytes of four pixels. */
+#define BYTE_PLANES
+
+static inline void load_byte_planes(const char *p, ints *plane, const int channels) {
+    __m512i run;
+    if (channels == 1) {
+        plane[0] = load_bytes(p);
+        return;
+    }
+    if (channels == 2) {
+        const __m512i pairs = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
+        run = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), pairs);
+    }
+    if (channels == 3) {
+        const __m512i quads = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+        run = _mm512_permutexvar_epi32(quads, _mm512_maskz_loadu_epi32(0x0fff, p));
+    }
+    if (channels == 4) run = _mm512_loadu_si512(p);
+    for (int c = 0; c < channels; c++) {
+        const int n = channels;
+        const __m128i bytes =
+            _mm_setr_epi8(c, -1, -1, -1, c + n, -1, -1, -1, c + 2 * n, -1, -1, -1, c + 3 * n, -1, -1, -1);
+        plane[c] = (ints)_mm512_shuffle_epi8(run, _mm512_broadcast_i32x4(bytes));
+    }
 }
 
-static inline void store_pixels_3(void *p, ints x) {
-    const __m512i run = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
-    const __m128i bytes = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-    const __m512i quads = _mm512_shuffle_epi8((__m512i)x, _mm512_broadcast_i32x4(bytes));
-    _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, quads));
+/* Packs make 0 of negative integers, and put the channels of four pixels one behind the other. */
+static inline void store_byte_planes(char *p, const ints *plane, const int channels) {
+    const __m512i last = (__m512i)plane[channels - 1];
+    const __m512i low =
+        channels == 1 ? _mm512_packs_epi32(last, last) : _mm512_packs_epi32((__m512i)plane[0], (__m512i)plane[1]);
+    const __m512i high = channels < 3 ? low : _mm512_packs_epi32((__m512i)plane[2], last);
+    const __m512i bytes = _mm512_packus_epi16(low, high);
+    if (channels == 1) {
+        const __m512i run = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm_storeu_si128((__m128i *)p, _mm512_castsi512_si128(_mm512_permutexvar_epi32(run, bytes)));
+    } else if (channels == 2) {
+        const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+        const __m512i pixels = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
+        const __m512i halves = _mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0);
+        _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(_mm512_permutexvar_epi64(halves, pixels)));
+    } else if (channels == 3) {
+        const __m128i order = _mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1);
+        const __m512i run = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+        const __m512i pixels = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
+        _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(run, pixels));
+    } else {
+        const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_storeu_si512(p, _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order)));
+    }
 }
 
 static inline void store_past_caches(void *p, vec v) {

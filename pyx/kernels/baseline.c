@@ -49,9 +49,7 @@ static inline ints load_words(const void *p) {
     return (ints)_mm_unpacklo_epi16(_mm_loadl_epi64(p), _mm_setzero_si128());
 }
 
-#define STORES_TOGETHER
-
-/* SSE2 has packs of signed integers only. */
+/* SSE2 has packs to signed integers only. */
 static inline __m128i low_words(ints a, ints b) {
     return _mm_packs_epi32((__m128i)(a << 16 >> 16), (__m128i)(b << 16 >> 16));
 }
@@ -60,19 +58,23 @@ static inline void store_words(void *p, ints x) {
     _mm_storel_epi64(p, low_words(x, x));
 }
 
-static inline void store_two_of_words(char *p, const ints *x) {
-    _mm_storeu_si128((__m128i *)p, low_words(x[0], x[1]));
-}
-
 static inline void store_bytes(void *p, ints x) {
     const __m128i words = low_words(x & 255, x & 255);
     const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
     memcpy(p, &bytes, sizeof bytes);
 }
 
-static inline void store_four_of_bytes(char *p, const ints *x) {
-    const __m128i low = low_words(x[0] & 255, x[1] & 255), high = low_words(x[2] & 255, x[3] & 255);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(low, high));
+#define STORES_TOGETHER
+
+static inline void store_two_of_words(char *p, const ints *x, const int is_signed) {
+    const __m128i words = is_signed ? _mm_packs_epi32((__m128i)x[0], (__m128i)x[1]) : low_words(x[0], x[1]);
+    _mm_storeu_si128((__m128i *)p, words);
+}
+
+static inline void store_four_of_bytes(char *p, const ints *x, const int is_signed) {
+    const __m128i low = _mm_packs_epi32((__m128i)x[0], (__m128i)x[1]);
+    const __m128i high = _mm_packs_epi32((__m128i)x[2], (__m128i)x[3]);
+    _mm_storeu_si128((__m128i *)p, is_signed ? _mm_packs_epi16(low, high) : _mm_packus_epi16(low, high));
 }
 
 static inline ints ints_from_vec(vec v) {

@@ -3,8 +3,9 @@
    The file of an instruction set defines, for LANES elements at any byte address:
      load_bytes(p), load_words(p)         unsigned integers of 8 and 16 bits
      store_bytes(p, x), store_words(p, x) the low 8 and 16 bits of each integer
-     store_four_of_bytes(p, x)            those of four vectors, and
-     store_two_of_words(p, x)             of two, where that takes fewer instructions: it defines STORES_TOGETHER then
+     store_four_of_bytes(p, x, is_signed) four vectors, limited to the range of 8 bits, and
+     store_two_of_words(p, x, is_signed)  two vectors of integers in the range of 16 bits, where that takes fewer
+                                          instructions: it defines STORES_TOGETHER then
      ints_from_vec(v)                     the nearest integers, ties to even
      load_halves(p), store_halves(p, v)   float16, where it has instructions for them: it defines HALVES then
    Denormal float16 are kept, although kernels run with denormal float32 counted as zero. */
@@ -77,19 +78,13 @@ INLINE void store_halves(void *p, vec v) {
 }
 #endif
 
-#ifndef STORES_TOGETHER
-INLINE void store_four_of_bytes(char *p, const ivec *x) {
-    UNROLL for (int i = 0; i < 4; i++) store_bytes(p + i * LANES, x[i]);
+INLINE vec zero_if_nan(vec v) {
+    return (vec)((ivec)v & (ivec)(v == v));
 }
-
-INLINE void store_two_of_words(char *p, const ivec *x) {
-    UNROLL for (int i = 0; i < 2; i++) store_words(p + i * LANES * (int)sizeof(uint16_t), x[i]);
-}
-#endif
 
 /* rint(v) limited to [low, high], which are integers; NaN becomes 0. */
 INLINE ivec rounded(vec v, float low, float high) {
-    const vec number = low < 0.0f ? (vec)((ivec)v & (ivec)(v == v)) : v; /* else larger() makes NaN low, which is 0 */
+    const vec number = low < 0.0f ? zero_if_nan(v) : v; /* else larger() makes NaN low, which is 0 */
     return ints_from_vec(smaller(splat(high), larger(number, splat(low))));
 }
 
@@ -138,18 +133,25 @@ INLINE void store_kind(char *p, vec v, const int kind) {
 
 INLINE void store_four_of_kind(char *p, const vec *v, const int kind) {
     const int bytes = LANES * element_size(kind);
+#ifdef STORES_TOGETHER
+    const int is_signed = kind != KIND_UINT8 && kind != KIND_UINT16; /* bfloat16 are stored as signed integers */
     ivec x[4];
-    if (kind == KIND_FLOAT32 || kind == KIND_FLOAT16) {
-        UNROLL for (int i = 0; i < 4; i++) store_kind(p + i * bytes, v[i], kind);
+    if (kind == KIND_UINT8 || kind == KIND_INT8) {
+    /* NaN is converted to the smallest integer, as is what is below that, which is limited to 0 or -128. */
+    UNROLL for (int i = 0; i < 4; i++) {
+            x[i] = ints_from_vec(smaller(splat(is_signed ? 127.0f : 255.0f), is_signed ? zero_if_nan(v[i]) : v[i]));
+        }
+        store_four_of_bytes(p, x, is_signed);
         return;
     }
-    UNROLL for (int i = 0; i < 4; i++) x[i] = bits_of_kind(v[i], kind);
-    if (kind == KIND_UINT8 || kind == KIND_INT8) {
-        store_four_of_bytes(p, x);
-    } else {
-        store_two_of_words(p, x);
-        store_two_of_words(p + 2 * bytes, x + 2);
+    if (kind != KIND_FLOAT32 && kind != KIND_FLOAT16) {
+        UNROLL for (int i = 0; i < 4; i++) x[i] = bits_of_kind(v[i], kind);
+        store_two_of_words(p, x, is_signed);
+        store_two_of_words(p + 2 * bytes, x + 2, is_signed);
+        return;
     }
+#endif
+    UNROLL for (int i = 0; i < 4; i++) store_kind(p + i * bytes, v[i], kind);
 }
 
 /* dst[i] = src[i], i < n, from or to elements of a kind that the compiler knows. The last vector overlaps the one
