@@ -12,6 +12,7 @@ cdef extern from "kernels/kernels.h" nogil:
         ROWS_VECTORS
         FEW_OUTS
         PACKED_AT_ONCE
+        SHARED_RUN
         HIGHEST
         HIGH
         MEDIUM

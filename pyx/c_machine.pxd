@@ -17,6 +17,7 @@ cdef extern from "machine/cpu.h" nogil:
     const kernel_set_t* pwconv_kernel_set(int index, int precision)
     bint pwconv_isa_supported(int index, const cpu_facts_t* facts)
     size_t pwconv_cache_bytes(int level)
+    bint pwconv_stores_wait()
     uint64_t pwconv_float_enter()
     void pwconv_float_leave(uint64_t before)
     void pwconv_end_of_stores()

@@ -78,6 +78,7 @@ cdef int threads_for(object num_threads) noexcept:
 
 cdef int active_isa = 0
 cdef size_t[4] cache_bytes
+cdef bint stores_wait          # see pwconv_stores_wait()
 
 
 def isa_built():
@@ -114,6 +115,14 @@ def set_isa(name):
     if name not in isa_supported():
         raise ValueError(f"instruction set {name!r} is not supported here; there are {', '.join(isa_supported())}")
     active_isa = isa_built().index(name)
+
+
+def set_stores_wait(bint wait):
+    """Stores planes as on a CPU where stores past the caches do, or do not, delay each other; returns what was set."""
+    global stores_wait
+    before = stores_wait
+    stores_wait = wait
+    return before
 
 
 def set_thread_setting(int n):
@@ -188,11 +197,13 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
 
 
 cdef int start_up() except -1:
+    global stores_wait
     cdef size_t usual[4]
     cdef int level
     usual[:] = [0, 32 << 10, 512 << 10, 0]
     for level in range(1, 4):
         cache_bytes[level] = pwconv_cache_bytes(level) or usual[level]
+    stores_wait = pwconv_stores_wait()
     *_, best = isa_supported()
     set_isa(best)
     if hasattr(os, "register_at_fork"):

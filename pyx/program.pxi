@@ -184,8 +184,8 @@ cdef void lay_out(Program* program) noexcept nogil:
             continue
         if plan.streamed:
             panels = max(panels, plan.kc * stream_pitch(plan.chunk) * sizeof(float))
-            partial = max(partial, step.outs * stream_pitch(plan.run) * sizeof(float))
-            residual = max(residual, step.outs * stream_pitch(plan.run) * sizeof(float))
+            partial = max(partial, step.outs * stream_pitch(stream_held(plan, step.k)) * sizeof(float))
+            residual = max(residual, step.outs * stream_pitch(stream_held(plan, step.k)) * sizeof(float))
             continue
         tiling = pixel_tiling(plan, pixels)
         tiles = tiling.tiles * ceil_div(plan.out_tiling.tiles, plan.out_blocks) if plan.kc < step.k else 1

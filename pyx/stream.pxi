@@ -13,7 +13,8 @@ cdef enum:
     STREAM_MIN_PIXELS = 64
     STREAM_CHUNKS = 8              # that each thread should have where products take long
     STREAM_MAX_PIXELS = 2048
-    STREAM_MAX_RUN = 4096
+    STREAM_LONG_RUN = 16384        # pixels of planes that are read in place: long runs of each plane are read faster;
+    STREAM_SHARED_RUN = 4096       # fewer where several tiles read them
     STREAM_PREFETCH_OUTS = 8       # with so many, the product takes long enough to prefetch the next pixels meanwhile
     STREAM_K = 16                  # channels of channels-first pixels that are packed at a time
     STREAM_FEW_OUTS = 16           # few out channels are streamed for any number of in channels of one block of sums,
@@ -48,6 +49,11 @@ cdef inline Py_ssize_t stream_chunk(Py_ssize_t channels, Py_ssize_t most) noexce
     cdef Py_ssize_t pixels = min(most, STREAM_FLOATS // channels)
     cdef Py_ssize_t whole = 3 * STREAM_MIN_PIXELS if pixels >= 3 * STREAM_MIN_PIXELS else STREAM_MIN_PIXELS
     return max(<Py_ssize_t> STREAM_MIN_PIXELS, pixels // whole * whole)
+
+
+cdef inline Py_ssize_t stream_held(const Plan* plan, Py_ssize_t k) noexcept nogil:
+    """Pixels whose sums have room in scratch: a whole run if they rest there, else what is unpacked or put together."""
+    return plan.run if k > plan.kc else max(plan.chunk, <Py_ssize_t> SHARED_RUN)
 
 
 cdef inline Py_ssize_t stream_pitch(Py_ssize_t pixels) noexcept nogil:
@@ -99,7 +105,11 @@ cdef Plan streamed_plan(const Problem* problem, const Plan* start) noexcept nogi
     if problem.in_parts and (plan.rowwise or plan.out_tiling.tiles > STREAM_NARROW_TILES):
         plan.packed = True             # several tiles would convert the same numbers again
     plan.chunk = stream_chunk(problem.outs + plan.kc, STREAM_MAX_PIXELS)
-    plan.run = max(plan.chunk, stream_chunk(problem.outs, STREAM_MAX_RUN))
+    plan.run = max(plan.chunk, <Py_ssize_t> SHARED_RUN)
+    if not plan.packed and not plan.rowwise:
+        plan.run = STREAM_LONG_RUN if plan.out_tiling.tiles == 1 else STREAM_SHARED_RUN
+        if problem.k > plan.kc:        # sums rest in cache from some channels to the next
+            plan.run = max(plan.chunk, min(plan.run, cache_share() // problem.outs // SHARED_RUN * SHARED_RUN))
     plan.cycles = problem.groups * problem.spans * (
         0.6 * problem.pixels * problem.k * problem.outs / plan.kernels.lanes + bytes / 8.0)
     return plan
@@ -167,7 +177,7 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
     cdef const Plan* plan = &step.plan
     cdef const FeatureMap* x = block.x
     cdef const FeatureMap* y = block.y
-    cdef Py_ssize_t pitch = stream_pitch(plan.run), packed_pitch = stream_pitch(plan.chunk)
+    cdef Py_ssize_t pitch = stream_pitch(stream_held(plan, step.k)), packed_pitch = stream_pitch(plan.chunk)
     cdef Py_ssize_t group = block.group, channel = group * step.outs, done = 0, pixel, n
     cdef bint x_far = <size_t> (2 * block.pixels * step.k * x.item) > cache_bytes[1]
     cdef bint y_in_place = step.plain and (y.kind == KIND_FLOAT32 or not y.far)
@@ -189,11 +199,15 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
         block.first_k = 0
         n = min(plan.run, block.pixels - done)
         from_x = run_from(x, pixel)
-        in_place = not plan.packed and from_x.step == x.item and (from_x.count >= n
-                                                                  or from_x.count >= STREAM_MIN_PIXELS)
+        in_place = (not plan.packed and from_x.step == x.item
+                    and from_x.count >= min(n, <Py_ssize_t> STREAM_MIN_PIXELS))
         n = min(n, from_x.count if in_place else plan.chunk)
         to_y = run_from(y, pixel)
-        direct = y_in_place and to_y.step == y.item and to_y.count >= n
+        direct = y_in_place and to_y.step == y.item and to_y.count >= min(n, <Py_ssize_t> STREAM_MIN_PIXELS)
+        if direct:
+            n = min(n, to_y.count)
+        elif step.k <= plan.kc:
+            n = min(n, plan.chunk)
         stream.sums = <char*> block.partial
         stream.sums_channel_step = pitch * sizeof(float)
         stream.y_far = stream.y_gathered = False
@@ -208,9 +222,9 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
                 if ragged:
                     n = min(n, ceil_div(ragged, <Py_ssize_t> sizeof(float)))
                 else:
-                    # Measured: few planes are faster put together in cache first, whatever their addresses.
-                    stream.y_gathered = step.outs <= FEW_OUTS or loads_wait_for_stores(
-                        step, from_x.at + block_offset(step, block), x.channel_step, stream.y, y.channel_step)
+                    # Where stores wait, few planes are faster put together in cache, whatever their addresses.
+                    stream.y_gathered = stores_wait and (step.outs <= FEW_OUTS or loads_wait_for_stores(
+                        step, from_x.at + block_offset(step, block), x.channel_step, stream.y, y.channel_step))
                     stream.y_far = not stream.y_gathered
         else:
             stream.y = <char*> block.partial
@@ -224,9 +238,6 @@ cdef void run_planes(const Step* step, Block* block) noexcept nogil:
             if in_place:
                 stream.x = from_x.at + block_offset(step, block)
                 stream.x_channel_step = x.channel_step
-                # Else whole rows are read by a tile before the next one, and the first one waits for all of them.
-                if x_far and plan.out_tiling.tiles > 1 and step.k <= plan.kc:
-                    plan_next(step, block, &from_x, n, &stream)
             else:
                 gather_pixels(step, block, False, pixel, n, packed_pitch, block.panels)
                 stream.x = <char*> block.panels

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pwconv
+from pwconv import runtime
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "float16", ml_dtypes.bfloat16)
 BACKENDS = ("native", "numpy")
@@ -128,10 +129,17 @@ def test_a_large_result_stored_past_the_caches(isa, layout, dtype, out_dtype, ch
     assert np.array_equal(y, np.concatenate(small, axis=rows))
 
 
+@pytest.fixture(params=[False, True], ids=["stores-do-not-wait", "stores-wait"])
+def stores_wait(request):
+    before = runtime.engine.set_stores_wait(request.param)
+    yield
+    runtime.engine.set_stores_wait(before)
+
+
 @pytest.mark.parametrize("apart", [0, 16, 64, 128, 260, 2048, 4032])
 @pytest.mark.parametrize(("channels", "outs"), [(3, 3), (13, 8), (40, 5)])
-def test_planes_of_a_large_result_at_any_place_in_a_page(isa, apart, channels, outs):
-    """How planes are stored past the caches depends on how far they are from those of x, modulo 4096 bytes."""
+def test_planes_of_a_large_result_at_any_place_in_a_page(isa, stores_wait, apart, channels, outs):
+    """How planes are stored past the caches depends on the CPU and on how far those of x are, modulo 4096."""
     pixels = (8 << 20) // 4 // outs // 1024 * 1024 + 1024
     x = numbers((channels, pixels), np.float32)
     weight = numbers((outs, channels), np.float32, 1)

@@ -27,6 +27,10 @@
 #define CROWDED_STEP 2048
 #define PACKED_OF_CROWDED 8
 
+/* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache; or
+   that are put together before they are stored past the caches, plane by plane. */
+#define SHARED_RUN 384
+
 /* float32; bfloat16 with two terms a number, which is nearly float32; bfloat16 with one term. */
 enum precision { HIGHEST, HIGH, MEDIUM, PRECISIONS };
 

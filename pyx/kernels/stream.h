@@ -2,15 +2,10 @@
    call, planes in and planes out. Pixels lie on the lanes, weights are broadcast. The order of summation is that of
    tile.h: a sum may rest in memory between two channels of a block, which changes no bit of a float32. */
 
-/* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs, or
-   SHARED_STREAMS if several tiles read them. Rows that lie a multiple of 4096 bytes apart, as most do, share the places
-   of few cache sets: more of them would evict what hardware prefetches. The sums of each run are read and written once
-   for so many channels, for each tile. */
-enum { FEW_STREAMS = 16, STREAMS = 4, SHARED_STREAMS = 8 };
-
-/* Pixels of a run of which every tile of out channels takes its share in turn, so that each finds them in cache; or
-   that are put together before they are stored past the caches, plane by plane. */
-enum { SHARED_RUN = 192 };
+/* x that is read in place from memory: up to FEW_STREAMS channels at a time, else STREAMS of them in long runs. Rows
+   that lie a multiple of 4096 bytes apart, as most do, share the places of few cache sets: more of them would evict
+   what hardware prefetches. The sums of each run are read and written once for so many channels. */
+enum { FEW_STREAMS = 16, STREAMS = 8 };
 
 /* One tile of out channels and some in channels, for all pixels. */
 typedef struct {
@@ -137,8 +132,9 @@ INLINE void stream_tile(const stream_part_t *part, const int MR, const int VECTO
 
 STREAM_TILES(STREAM_KERNEL)
 
-/* All tiles of out channels, for some in channels of a run of pixels. */
-INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel, ptrdiff_t first, ptrdiff_t pixels) {
+/* All tiles of out channels, for some in channels of a run of pixels, whose sums lie from `sums` on. */
+INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel, ptrdiff_t first, ptrdiff_t pixels,
+                         char *sums) {
     static void (*const kernel[2][STREAM_MR + 1])(const stream_part_t *) = {STREAM_TILES(STREAM_ENTRY)};
     const int is_float = s->x_kind == KIND_FLOAT32 && s->y_kind == KIND_FLOAT32;
     const ptrdiff_t base = s->tiles ? s->outs / s->tiles : 0, taller = s->tiles ? s->outs % s->tiles : 0;
@@ -152,7 +148,7 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
         const ptrdiff_t mr = base + (tile < taller);
         p->weights = s->weights + row * s->all_k + (s->first_k + channel) * mr;
         p->bias = finishes ? s->bias + row : NULL;
-        p->sums = s->sums + row * s->sums_channel_step + first * (ptrdiff_t)sizeof(float);
+        p->sums = sums + row * s->sums_channel_step;
         p->y = s->y_gathered ? p->sums : s->y + row * s->y_channel_step + first * element_size(s->y_kind);
         kernel[is_float][mr](p);
         p->next_rows = 0;
@@ -162,9 +158,11 @@ INLINE void stream_tiles(const stream_t *s, stream_part_t *p, ptrdiff_t channel,
 
 static void stream(const stream_t *s) {
     enum { ONE = sizeof(float) };
-    const ptrdiff_t streams = s->tiles > 1 ? SHARED_STREAMS : STREAMS;
-    const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? streams : s->k;
+    const ptrdiff_t channels = s->x_far && s->k > FEW_STREAMS ? STREAMS : s->k;
     const ptrdiff_t run = s->y_gathered || (s->tiles > 1 && s->next_rows == 0) ? SHARED_RUN : s->pixels;
+    /* Results that are put together are stored run by run, unless sums rest there from some channels to the
+       next. */
+    const ptrdiff_t held = s->y_gathered && channels == s->k ? 0 : ONE;
     stream_part_t p = {.x_kind = s->x_kind,
                        .y_kind = s->y_kind,
                        .x_channel_step = s->x_channel_step,
@@ -180,10 +178,10 @@ static void stream(const stream_t *s) {
         p.k = smaller_of(s->k - channel, channels);
         for (ptrdiff_t i = 0; i < s->pixels; i += run) {
             const ptrdiff_t n = smaller_of(run, s->pixels - i);
-            stream_tiles(s, &p, channel, i, n);
+            char *sums = s->sums + i * held;
+            stream_tiles(s, &p, channel, i, n, sums);
             for (ptrdiff_t o = 0; s->y_gathered && p.bias && o < s->outs; o++) {
-                copy_past_caches(s->y + o * s->y_channel_step + i * ONE, s->sums + o * s->sums_channel_step + i * ONE,
-                                 n * ONE);
+                copy_past_caches(s->y + o * s->y_channel_step + i * ONE, sums + o * s->sums_channel_step, n * ONE);
             }
         }
     }

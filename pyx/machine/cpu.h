@@ -24,6 +24,9 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts);
 /* Bytes of the caches that one core sees, level 1 (data) to 3; 0 where unknown. */
 size_t pwconv_cache_bytes(int level);
 
+/* Do stores past the caches whose addresses agree in the low 12 bits delay each other, and loads behind them? */
+int pwconv_stores_wait(void);
+
 /* Sets rounding to nearest, no traps, denormals as zero; returns the state that leave() restores. */
 uint64_t pwconv_float_enter(void);
 void pwconv_float_leave(uint64_t before);
