@@ -21,7 +21,8 @@ typedef struct {
     int slack;
     int past_caches; /* y has no gaps and lies at a multiple of 16 bytes */
     const float *bias;
-    float low, high;
+    int clips;
+    float low, high; /* the clip */
 } rows_t;
 
 #define ROWS(name) name
@@ -156,10 +157,11 @@ static void multiply_adjacent(const adjacent_t *a) {
     /* Of other kinds than bytes and float32, pictures are multiplied to float32 in place. */
     const int in_place = is_picture ? x_adjacent && (is_plain_kind || (!y_bytes && a->x_kind < KIND_SWAPPED))
                                     : a->x_kind == KIND_FLOAT32;
-    /* Quads are stored past the caches at once, other results line by line. */
+    /* Of float32, quads are stored past the caches at once, and rows are faster stored into them. Narrow results are
+       stored line by line. */
     const int past_caches =
         a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 && (uintptr_t)a->y % (4 * ONE) == 0;
-    const int far = a->far && y_adjacent && !past_caches;
+    const int far = a->far && y_adjacent && a->y_kind != KIND_FLOAT32;
     const int direct = !far && (y_bytes || (a->y_kind == KIND_FLOAT32 && (y_adjacent || !is_few || a->planes)));
     const ptrdiff_t x_most = in_place ? PTRDIFF_MAX : X_FLOATS / a->k, y_most = direct ? PTRDIFF_MAX : Y_FLOATS / a->outs;
     const ptrdiff_t at_once = in_place && direct ? a->pixels : smaller_of(x_most, y_most) / LANES * LANES;
@@ -182,7 +184,7 @@ static void multiply_adjacent(const adjacent_t *a) {
             x = (const char *)x_block;
         }
         if (!there) to = (char *)y_block;
-        if (far && n == least && (a->y_kind == KIND_FLOAT32 || y_bytes)) to = run + f.held;
+        if (far && n == least && y_bytes) to = run + f.held;
         const int to_bytes = y_bytes && to != (char *)y_block;
         if (is_picture) {
             const pixels_t p = {.x = x,
@@ -213,6 +215,7 @@ static void multiply_adjacent(const adjacent_t *a) {
                               .slack = a->slack || !there,
                               .past_caches = past_caches && there,
                               .bias = a->bias,
+                              .clips = a->low > -INFINITY || a->high < INFINITY,
                               .low = a->low,
                               .high = a->high};
             if (is_few) {

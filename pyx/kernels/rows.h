@@ -23,17 +23,27 @@ INLINE void ROWS(multiply_some)(const rows_t *p, const char *x, const float *wei
         ahead += ahead_step;
         weights += VECTORS * LANES;
     }
-    const ROWS(vec) low = ROWS(splat)(p->low), high = ROWS(splat)(p->high);
     const ptrdiff_t last = p->outs - out - (VECTORS - 1) * ROWS_LANES;
     UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
-        char *here = y + r * p->y_step + (out + v * ROWS_LANES) * (ptrdiff_t)sizeof(float);
-        const ROWS(vec) biased = sum[r][v] + ROWS(load)(p->bias + out + v * ROWS_LANES);
-        const ROWS(vec) clipped = ROWS(smaller)(high, ROWS(larger)(low, biased));
-        if (over || v < VECTORS - 1 || last >= ROWS_LANES) {
-            ROWS(store)(here, clipped);
-        } else {
-            ROWS(store_first)(here, clipped, (int)last);
+        sum[r][v] += ROWS(load)(p->bias + out + v * ROWS_LANES);
+    }
+    if (p->clips) {
+        const ROWS(vec) low = ROWS(splat)(p->low), high = ROWS(splat)(p->high);
+        UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
+            sum[r][v] = ROWS(smaller)(high, ROWS(larger)(low, sum[r][v]));
         }
+    }
+    y += out * (ptrdiff_t)sizeof(float);
+    if (over || last >= ROWS_LANES) {
+        UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
+            ROWS(store)(y + r * p->y_step + v * (ptrdiff_t)sizeof(sum[r][v]), sum[r][v]);
+        }
+        return;
+    }
+    UNROLL for (int r = 0; r < MR; r++) {
+        char *here = y + r * p->y_step;
+        UNROLL for (int v = 0; v < VECTORS - 1; v++) ROWS(store)(here + v * (ptrdiff_t)sizeof(sum[r][v]), sum[r][v]);
+        ROWS(store_first)(here + (VECTORS - 1) * (ptrdiff_t)sizeof(sum[r][0]), sum[r][VECTORS - 1], (int)last);
     }
 }
 
