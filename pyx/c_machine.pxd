@@ -18,6 +18,7 @@ cdef extern from "machine/cpu.h" nogil:
     bint pwconv_isa_supported(int index, const cpu_facts_t* facts)
     size_t pwconv_cache_bytes(int level)
     bint pwconv_stores_wait()
+    int pwconv_isa_of_half_vectors(int index)
     uint64_t pwconv_float_enter()
     void pwconv_float_leave(uint64_t before)
     void pwconv_end_of_stores()

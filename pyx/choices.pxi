@@ -71,7 +71,7 @@ cdef bint plan_by_choice(const Problem* problem, const Choice* choice, PlanSlot*
     cdef Plan* plan = &slot.plan
     cdef Schedule* schedule = &slot.schedule
     cdef Py_ssize_t block = min(choice.pixel_block, problem.pixels)
-    plan[0] = unfinished_plan(problem)
+    plan[0] = unfinished_plan(problem, problem.isa if choice.streamed else isa_of_tiles(problem))
     if block < 1 or not 1 <= choice.threads <= problem.threads:
         return False
     if choice.streamed:
@@ -209,13 +209,13 @@ def ways_to_compute(tuple key):
     for pixels_in_b in range(2):
         for packed in range(2):
             for vectors in range(1, MAX_VECTORS + 1):
-                slot.plan = unfinished_plan(&problem)
+                slot.plan = unfinished_plan(&problem, isa_of_tiles(&problem))
                 if set_tiles(&problem, &slot.plan, pixels_in_b, packed, vectors):
                     slot.plan.cycles = expected_cycles(&problem, &slot.plan)
                     slot.schedule = choose_schedule(&problem, &slot.plan)
                     choice = choice_of(&problem, &slot)
                     ways.append((slot.plan.cycles, words_of(&choice, sizeof(Choice))))
-    slot.plan = unfinished_plan(&problem)
+    slot.plan = unfinished_plan(&problem, problem.isa)
     if may_be_streamed(&problem, slot.plan.kernels):
         slot.plan = streamed_plan(&problem, &slot.plan)
         slot.schedule = choose_schedule(&problem, &slot.plan)

@@ -7,6 +7,7 @@
 cdef enum:
     SPLIT_MIN_OUTS = 24            # fewer out channels, or fewer in channels, do not pay for splitting pixels
     SPLIT_MIN_K = 16
+    UNUSED_LANES_DIVISOR = 8       # a share of the lanes that vectors half as long have to save
     MIN_BLOCK_PIXELS = 32          # a block has at least so many pixels; K is cut into blocks if all K leave fewer
     MIN_BLOCK_PIXELS_FAR = 256     # the same, where weights come from memory for each block
     L1_WAY = 1 << 12               # usual bytes of one way of the first-level cache, of the second-level cache
@@ -171,13 +172,29 @@ cdef const kernel_set_t* kernels_for(const Problem* problem) noexcept nogil:
     return kernels
 
 
-cdef Plan unfinished_plan(const Problem* problem) noexcept nogil:
-    """What all plans of a problem begin with: instruction set, kernels, blocks of K."""
+cdef Py_ssize_t isa_of_tiles(const Problem* problem) noexcept nogil:
+    """The instruction set in use, or that of half as long vectors if out channels on the lanes leave too many unused.
+
+    The shorter vectors compute the same bits, and have to be as fast: where long ones run at half the rate, they are.
+    """
+    cdef Py_ssize_t isa = problem.isa, half = pwconv_isa_of_half_vectors(<int> isa)
+    cdef Py_ssize_t lanes = pwconv_isa(<int> isa).float32.lanes, used, used_by_half
+    if half < 0 or problem.x_channel_step != 1 or kernels_for(problem).terms:
+        return isa
+    used = ceil_div(problem.outs, lanes) * lanes
+    used_by_half = ceil_div(problem.outs, lanes // 2) * lanes // 2
+    if UNUSED_LANES_DIVISOR * (used - used_by_half) < used or core_of(half).fmas < 2.0 * core_of(isa).fmas:
+        return isa
+    return half
+
+
+cdef Plan unfinished_plan(const Problem* problem, Py_ssize_t isa) noexcept nogil:
+    """What all plans of a problem with an instruction set begin with: kernels, blocks of K."""
     cdef Plan plan
     memset(&plan, 0, sizeof(Plan))
-    plan.isa = pwconv_isa(<int> problem.isa)
-    plan.kernels = kernels_for(problem)
-    plan.fma_cycles = fma_cycles(plan.kernels, problem.isa)
+    plan.isa = pwconv_isa(<int> isa)
+    plan.kernels = kernels_for(problem) if isa == problem.isa else &plan.isa.float32
+    plan.fma_cycles = fma_cycles(plan.kernels, isa)
     plan.kc = choose_kc(problem, plan.kernels)
     plan.out_blocks = 1
     return plan
@@ -216,10 +233,11 @@ cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint p
 
 cdef Plan choose_plan(const Problem* problem) noexcept nogil:
     """The cheapest of: which operand holds the pixels, NR, pixels read in place or packed."""
-    cdef Plan plan = unfinished_plan(problem), best
+    cdef Plan plan = unfinished_plan(problem, problem.isa), best
     cdef int pixels_in_b, packed, vectors
     if may_be_streamed(problem, plan.kernels) and is_better_streamed(problem, plan.kernels):
         return streamed_plan(problem, &plan)
+    plan = unfinished_plan(problem, isa_of_tiles(problem))
     plan.cycles = -1.0
     best = plan
     for pixels_in_b in range(2):

@@ -80,6 +80,10 @@ int pwconv_isa_supported(int index, const cpu_facts_t *facts) {
     }
 }
 
+int pwconv_isa_of_half_vectors(int index) {
+    return index >= AVX512 ? AVX2 : -1; /* the baseline has no FMA */
+}
+
 /* May this process use the kernel set? Linux grants AMX's large register state to processes that ask for it. pwconv
    asks when AMX is first wanted, since signal handlers need larger stacks from then on. */
 static int allowed(const kernel_set_t *kernels) {
@@ -204,6 +208,11 @@ size_t pwconv_cache_bytes(int level) {
     return 0;
 }
 #endif
+
+int pwconv_isa_of_half_vectors(int index) {
+    (void)index;
+    return -1;
+}
 
 int pwconv_stores_wait(void) {
     return 0;

@@ -20,6 +20,8 @@ const isa_t *pwconv_isa(int index);
 /* The fastest kernel set up to this instruction set for a precision. */
 const kernel_set_t *pwconv_kernel_set(int index, int precision);
 int pwconv_isa_supported(int index, const cpu_facts_t *facts);
+/* The instruction set below this one that has vectors half as long and computes the same bits; -1: none. */
+int pwconv_isa_of_half_vectors(int index);
 
 /* Bytes of the caches that one core sees, level 1 (data) to 3; 0 where unknown. */
 size_t pwconv_cache_bytes(int level);
