@@ -202,14 +202,16 @@ def ways_to_compute(tuple key):
     cdef PlanSlot slot
     cdef Choice choice
     cdef int pixels_in_b, packed, vectors
+    cdef Py_ssize_t isa
     cdef list ways = []
     if is_pass(key):
         return []
     set_words(&problem, sizeof(Problem), key)
+    isa = isa_of_tiles(&problem)
     for pixels_in_b in range(2):
         for packed in range(2):
             for vectors in range(1, MAX_VECTORS + 1):
-                slot.plan = unfinished_plan(&problem, isa_of_tiles(&problem))
+                slot.plan = unfinished_plan(&problem, isa)
                 if set_tiles(&problem, &slot.plan, pixels_in_b, packed, vectors):
                     slot.plan.cycles = expected_cycles(&problem, &slot.plan)
                     slot.schedule = choose_schedule(&problem, &slot.plan)

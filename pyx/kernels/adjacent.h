@@ -152,11 +152,10 @@ static void multiply_adjacent(const adjacent_t *a) {
     const int x_size = element_size(a->x_kind), y_size = element_size(a->y_kind);
     const int is_picture = a->k <= FEW_OUTS && a->outs <= FEW_OUTS && !a->planes, is_few = a->outs <= FEW_OUTS;
     const int x_adjacent = a->x_step == a->k * x_size, y_adjacent = a->y_step == a->outs * y_size && !a->planes;
-    const int is_plain_kind = a->x_kind == KIND_FLOAT32 || a->x_kind == KIND_UINT8;
     const int y_bytes = is_picture && y_adjacent && a->y_kind == KIND_UINT8 && a->low <= 0.0f;
-    /* Of other kinds than bytes and float32, pictures are multiplied to float32 in place. */
-    const int in_place = is_picture ? x_adjacent && (is_plain_kind || (!y_bytes && a->x_kind < KIND_SWAPPED))
-                                    : a->x_kind == KIND_FLOAT32;
+    /* Pictures of every native kind are multiplied in place, but to bytes only those of float32 and bytes. */
+    const int x_fits = y_bytes ? a->x_kind == KIND_FLOAT32 || a->x_kind == KIND_UINT8 : a->x_kind < KIND_SWAPPED;
+    const int in_place = is_picture ? x_adjacent && x_fits : a->x_kind == KIND_FLOAT32;
     /* Of float32, quads are stored past the caches at once, and rows are faster stored into them. Narrow results are
        stored line by line. */
     const int past_caches =
