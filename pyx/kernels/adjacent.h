@@ -31,6 +31,7 @@ typedef struct {
 #undef ROWS
 #undef ROWS_LANES
 #undef ROWS_TILES
+_Static_assert(sizeof rows_kernel / sizeof *rows_kernel == ROWS_VECTORS + 1, "rows of each number of vectors");
 
 #ifdef HALF_TILES
 typedef half_vec loose_half_vec __attribute__((aligned(1), may_alias));

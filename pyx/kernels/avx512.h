@@ -264,7 +264,7 @@ static inline void interleave_wide_planes(vec *v, const vec *plane, const int ch
 #define STREAM_TILES(X) X(1, 4) X(2, 4) X(3, 4) X(4, 4) X(5, 4) X(6, 4) X(7, 3) X(8, 3)
 
 /* For adjacent.h: up to eight out channels fill half a vector. */
-#define ROWS_TILES(X) X(1, 8) X(2, 8)
+#define ROWS_TILES(X) X(1, 8) X(2, 8) X(3, 8) X(4, 6)
 #define HALF_TILES(X) X(1, 8)
 
 typedef float half_vec __attribute__((vector_size(32)));
