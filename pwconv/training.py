@@ -83,12 +83,16 @@ def pointwise_conv_backward(
     task = arguments.check_backward(grad_y, x, weight, **options)
     if task.spec.backend == "numpy":
         return reference.pointwise_conv_backward(grad_y, x, weight, **options)
-    grad_x: Any = None
-    if "x" in task.need:
-        grads = _grad_x(task)
-        grad_x = grads if isinstance(task.call.x, list) else grads[0]
-    grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
-    return grad_x, grad_weight, grad_bias
+    whole = np.empty(np.shape(x), np.float32) if "x" in task.need and _is_one_product(task) else None
+    grad_weight, grad_bias, computed = _sums_over_pixels(task, np.shape(weight), whole)
+    if "x" not in task.need:
+        return None, grad_weight, grad_bias
+    grads = _grads_x(task) if whole is None else [whole]
+    if whole is not None and not computed:
+        pointwise_conv(
+            task.grad_y, task.matrix, weight_layout="IO", layout=layout, out=whole, num_threads=task.call.num_threads
+        )
+    return (grads if isinstance(task.call.x, list) else grads[0]), grad_weight, grad_bias
 
 
 def layer_backward(
@@ -185,16 +189,16 @@ def chain_backward(
 # The three sums -------------------------------------------------------------------------------------------------------
 
 
-def _grad_x(task: Backward) -> list[Float32Array]:
-    """Compute the gradient of `x`: a convolution with the transposed weights, written to every stride-th pixel."""
+def _is_one_product(task: Backward) -> bool:
+    """Is the gradient of `x` one product of `grad_y` with weights that are few enough to be packed at once?"""
+    simple = task.spec.groups == 1 and _takes_all_pixels(task) and not isinstance(task.call.x, list)
+    return simple and task.matrix.size <= _PACKED_ELEMENTS
+
+
+def _grads_x(task: Backward) -> list[Float32Array]:
+    """Compute the gradients of `x`: convolutions with transposed weights, written to every stride-th pixel."""
     spec, call = task.spec, task.call
     outs, ins = len(task.matrix) // spec.groups, task.matrix.shape[1]
-    if spec.groups == 1 and _takes_all_pixels(task) and len(task.parts) == 1 and outs * ins <= _PACKED_ELEMENTS:
-        return [
-            pointwise_conv(
-                task.grad_y, task.matrix, weight_layout="IO", layout=call.layout, num_threads=call.num_threads
-            )
-        ]
     gradient = _channels_first(task.grad_y, task)
     transposed = task.matrix.reshape(spec.groups, outs, ins).swapaxes(1, 2)
     make = np.empty if _takes_all_pixels(task) else np.zeros
@@ -231,18 +235,25 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
         first += count
 
 
-def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array | None, Float32Array | None]:
-    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
+def _sums_over_pixels(
+    task: Backward, shape: tuple[int, ...], whole: Float32Array | None
+) -> tuple[Float32Array | None, Float32Array | None, bool]:
+    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself.
+
+    Where `grad_y` comes from memory, the engine may compute the gradient of `x` in the same pass, into `whole`; did it?
+    """
     make = np.empty if task.grad_y.size else np.zeros
     kernel = make(shape, np.float32) if "weight" in task.need else None
     matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
     bias = make(len(task.matrix), np.float32) if "bias" in task.need else None
-    if task.grad_y.size and (kernel is not None or bias is not None):
-        rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
-        runtime.engine.sums_of_products(
-            rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads
-        )
-    return kernel, bias
+    if not task.grad_y.size or (kernel is None and bias is None):
+        return kernel, bias, False
+    rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
+    product = (None, None) if whole is None else (task.matrix.T, _channels_first(whole, task))
+    computed = runtime.engine.sums_of_products(
+        rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads, *product
+    )
+    return kernel, bias, computed
 
 
 # Maps as matrices of channels and pixels ------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const char* name
         int terms, lanes, k_step, prefetches
         int k_interleave[2]
-        int half_cycles
+        int half_cycles, broadcast_half_cycles
         int mr[7]
         micro_kernel_t micro_kernel[2][7][33]
         void (*split)(const split_t*) noexcept nogil

@@ -97,6 +97,7 @@ cdef bint plan_by_choice(const Problem* problem, const Choice* choice, PlanSlot*
     schedule.out_parts = 1 if plan.streamed else problem.groups * plan.out_blocks
     schedule.tasks = schedule.spans * schedule.pixel_blocks * schedule.out_parts
     schedule.threads = <int> min(choice.threads, schedule.tasks)
+    schedule.speedup = 1.0         # unknown, and not asked for
     return True
 
 
@@ -108,8 +109,7 @@ cdef int make_plan(const Problem* problem, PlanSlot* slot) except -1:
         set_words(&choice, sizeof(Choice), kept)
         if plan_by_choice(problem, &choice, slot):
             return 0
-    slot.plan = choose_plan(problem)
-    slot.schedule = choose_schedule(problem, &slot.plan)
+    choose_plan(problem, &slot.plan, &slot.schedule)
     return 0
 
 
@@ -216,7 +216,7 @@ def ways_to_compute(tuple key):
                     slot.plan.cycles = expected_cycles(&problem, &slot.plan)
                     slot.schedule = choose_schedule(&problem, &slot.plan)
                     choice = choice_of(&problem, &slot)
-                    ways.append((slot.plan.cycles, words_of(&choice, sizeof(Choice))))
+                    ways.append((expected_time(&slot.plan, &slot.schedule), words_of(&choice, sizeof(Choice))))
     slot.plan = unfinished_plan(&problem, problem.isa)
     if may_be_streamed(&problem, slot.plan.kernels):
         slot.plan = streamed_plan(&problem, &slot.plan)

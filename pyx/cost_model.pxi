@@ -3,34 +3,37 @@
 # Cycles of a core that starts two vector loads and, as measured, one, two or four vector FMAs a cycle, each FMA ready
 # after four. The other constants are those of a few CPUs (Zen 3 with vectors of up to 32 bytes, Zen 5 with AVX-512).
 
-cdef inline double fma_cycles(const kernel_set_t* kernels, Py_ssize_t isa) noexcept nogil:
-    """Cycles of a step per row and vector. How fast bfloat16 is multiplied, the kernel set says."""
-    return 0.5 * kernels.half_cycles if kernels.terms else 1.0 / core_of(isa).fmas
+cdef inline StepCycles step_cycles(const kernel_set_t* kernels, Py_ssize_t isa) noexcept nogil:
+    """FMAs of float32 were measured; how fast bfloat16 is multiplied, the kernel set says."""
+    cdef StepCycles cycles
+    cycles.fma = 0.5 * kernels.half_cycles if kernels.terms else 1.0 / core_of(isa).fmas
+    cycles.broadcast = 0.5 * kernels.broadcast_half_cycles
+    return cycles
 
 
-cdef inline double tile_cycles(double fma, Py_ssize_t mr, int vectors, double near) noexcept nogil:
+cdef inline double tile_cycles(StepCycles step, Py_ssize_t mr, int vectors, double near) noexcept nogil:
     """One step of a tile: bound by FMAs, by loads, by the latency of too few sums, or by the cache that holds B."""
-    return (max(fma * mr * vectors, 0.5 * (mr + vectors), 4.0, near * vectors)
-            + 0.06 * (mr + vectors) + 0.25)
+    return (max(step.fma * mr * vectors, 0.5 * (mr + vectors), 4.0, near * vectors)
+            + step.broadcast * mr + 0.06 * (mr + vectors) + 0.25)
 
 
-cdef double panel_cycles(double fma, const Tiling* a, int vectors, double near,
+cdef double panel_cycles(StepCycles step, const Tiling* a, int vectors, double near,
                          double far) noexcept nogil:
     """One step of all tiles of a panel of B.
 
     `near`: cycles to load a vector of B for each tile; `far`: to load it for the first tile. The panel is prefetched
     during the panel before, or during its first tile where A has few tiles (see plan_prefetch).
     """
-    cdef double first = tile_cycles(fma, a.mr + (a.taller > 0), vectors, near)
-    cdef double all = (a.taller * tile_cycles(fma, a.mr + 1, vectors, near)
-                       + (a.tiles - a.taller) * tile_cycles(fma, a.mr, vectors, near))
+    cdef double first = tile_cycles(step, a.mr + (a.taller > 0), vectors, near)
+    cdef double all = (a.taller * tile_cycles(step, a.mr + 1, vectors, near)
+                       + (a.tiles - a.taller) * tile_cycles(step, a.mr, vectors, near))
     return max(all, far * vectors) if a.tiles >= vectors else all + max(0.0, far * vectors - first)
 
 
 cdef double cycles_per_row(const Plan* plan, Py_ssize_t rows) noexcept nogil:
     """One step for each of so many columns of A: tiles of smaller MR take longer per column."""
     cdef Tiling a = a_tiling(rows, plan.kernels.mr[plan.vectors])
-    return panel_cycles(plan.fma_cycles, &a, plan.vectors, 0.0, 0.0) / rows
+    return panel_cycles(plan.step_cycles, &a, plan.vectors, 0.0, 0.0) / rows
 
 
 cdef bint evict_each_other(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) noexcept nogil:
@@ -44,6 +47,22 @@ cdef bint evict_each_other(Py_ssize_t step, Py_ssize_t lines, Py_ssize_t way) no
         divisor = bytes
         bytes = rest
     return 8 * (way // max(divisor, <Py_ssize_t> 64)) < lines
+
+
+cdef double expected_packing(const Problem* problem, const Plan* plan) noexcept nogil:
+    """Expected cycles to pack the pixels of a group once: runs are copied, squares transposed, or elements moved."""
+    cdef size_t vector_bytes = plan.kernels.lanes * sizeof(float)
+    cdef bint long_vectors = vector_bytes >= 64
+    cdef double vector = 2.0 * plan.kernels.lanes
+    if plan.rowwise or problem.x_step == 1:
+        vector = 6.0 if long_vectors else vector_bytes * (1.5 / 32)
+        if not long_vectors and not plan.rowwise and plan.prefetch_distance == 0 and (
+                evict_each_other(problem.x_channel_step, problem.k, L2_WAY)):
+            vector = vector_bytes * (4.5 / 32)     # short runs that nothing prefetches come from beyond the cache
+    elif problem.x_channel_step == 1:
+        vector = vector_bytes * (6.0 / 32)
+    vector += (3.0 if problem.transformed else 0.0) + (6.0 if plan.kernels.terms else 0.0)
+    return vector * problem.pixels * problem.k / plan.kernels.lanes
 
 
 cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept nogil:
@@ -69,8 +88,8 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     cdef double near = vector_bytes / (30.0 if long_vectors else 15.0) if panel_exceeds_l1 else 0.0
     cdef bint b_exceeds_l2 = 2 * b.extent * column_floats(kernels, problem.k) * sizeof(float) > cache_bytes[2]
     cdef double far = vector_bytes / 12.0 if b_exceeds_l2 else 0.0
-    cdef double step = ((b.tiles - 1) * panel_cycles(plan.fma_cycles, a, plan.vectors, near, far)
-                        + panel_cycles(plan.fma_cycles, a, last_vectors, near, far))
+    cdef double step = ((b.tiles - 1) * panel_cycles(plan.step_cycles, a, plan.vectors, near, far)
+                        + panel_cycles(plan.step_cycles, a, last_vectors, near, far))
     cdef double vectors_out = <double> a.extent * ceil_div(b.extent, kernels.lanes)
     cdef double vectors_in = <double> problem.pixels * problem.k / kernels.lanes
     cdef double cycles = ceil_div(problem.k, kernels.k_step) * step + 40.0 * b.tiles * a.tiles
@@ -90,8 +109,10 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
             # Neither operand of a tile is in the first-level cache.
             cycles += 0.8 * a.tiles * b.tiles * problem.k
     if not plan.pixels_in_b and lines_apart and panel + 64 * column > cache_bytes[1] and 16 > a.mr:
-        # The same where pixels are columns of A: the more of them are in a line, the less of the cache is wasted.
-        cycles += <double> a.tiles * b.tiles * problem.k * (16.0 / a.mr - 1.0)
+        # The same where pixels are columns of A: the more of them are in a line, the less of the cache is wasted. Where
+        # long vectors are multiplied at half the rate, the lines arrive meanwhile.
+        cycles += <double> a.tiles * b.tiles * problem.k * (16.0 / a.mr - 1.0) * min(
+            1.0, 1.0 / plan.step_cycles.fma - 1.0)
     if not plan.pixels_in_b and not plan.rowwise and not long_vectors:
         # Measured: tiles of few pixels that are not read row by row are slower than tiles of as many out channels.
         cycles += (0.45 if plan.packed else 0.6) * a.tiles * b.tiles * plan.vectors * problem.k
@@ -104,12 +125,9 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     if problem.y_run < problem.pixels:
         cycles += vectors_out * 5.0 * min(1.0, <double> problem.pixels / pixels.tiles / problem.y_run)
     if plan.packed and problem.k > 0:
-        # Packing copies runs, transposes squares, or moves single elements; again for each block of out channels.
-        cycles += (vectors_in
-                   * out_blocks_for(problem.k, problem.outs, plan, min(problem.pixels, cache_share() // column))
-                   * (((6.0 if long_vectors else vector_bytes * (1.5 / 32)) if plan.rowwise or problem.x_step == 1
-                       else vector_bytes * (6.0 / 32) if problem.x_channel_step == 1 else 2.0 * kernels.lanes)
-                      + (3.0 if problem.transformed else 0.0) + (6.0 if kernels.terms else 0.0)))
+        # Again for each block of out channels.
+        cycles += expected_packing(problem, plan) * out_blocks_for(
+            problem.k, problem.outs, plan, min(problem.pixels, cache_share() // column))
     elif not plan.rowwise:
         # Each pass over a strip reads K lines, which may be far apart and map to few sets of the cache.
         cycles += vectors_in * ((a.tiles if plan.pixels_in_b else b.tiles) - 1) * (

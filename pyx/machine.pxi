@@ -79,6 +79,7 @@ cdef int threads_for(object num_threads) noexcept:
 cdef int active_isa = 0
 cdef size_t[4] cache_bytes
 cdef bint stores_wait          # see pwconv_stores_wait()
+cdef double one_pass_bytes     # maps that are larger come from memory, so that they should be read once
 
 
 def isa_built():
@@ -122,6 +123,14 @@ def set_stores_wait(bint wait):
     global stores_wait
     before = stores_wait
     stores_wait = wait
+    return before
+
+
+def set_one_pass_bytes(double bytes_of_map):
+    """Takes larger maps than this to come from memory; returns what was set."""
+    global one_pass_bytes
+    before = one_pass_bytes
+    one_pass_bytes = bytes_of_map
     return before
 
 
@@ -197,13 +206,14 @@ def bandwidth(str isa, str kind, size_t nbytes, double seconds, ready):
 
 
 cdef int start_up() except -1:
-    global stores_wait
+    global stores_wait, one_pass_bytes
     cdef size_t usual[4]
     cdef int level
     usual[:] = [0, 32 << 10, 512 << 10, 0]
     for level in range(1, 4):
         cache_bytes[level] = pwconv_cache_bytes(level) or usual[level]
     stores_wait = pwconv_stores_wait()
+    one_pass_bytes = max(<size_t> FAR_BYTES, cache_bytes[3] // 2)
     *_, best = isa_supported()
     set_isa(best)
     if hasattr(os, "register_at_fork"):

@@ -7,11 +7,16 @@
 cdef enum:
     SPLIT_MIN_OUTS = 24            # fewer out channels, or fewer in channels, do not pay for splitting pixels
     SPLIT_MIN_K = 16
+    PLANS = 4 * MAX_VECTORS        # of tiles
     UNUSED_LANES_DIVISOR = 8       # a share of the lanes that vectors half as long have to save
     MIN_BLOCK_PIXELS = 32          # a block has at least so many pixels; K is cut into blocks if all K leave fewer
     MIN_BLOCK_PIXELS_FAR = 256     # the same, where weights come from memory for each block
     L1_WAY = 1 << 12               # usual bytes of one way of the first-level cache, of the second-level cache
     L2_WAY = 1 << 16
+
+
+# A plan with so many times as many cycles as the best one has may still be faster if it can be cut more evenly.
+cdef double WORTH_CUTTING = 1.15
 
 
 cdef struct Problem:
@@ -38,6 +43,11 @@ cdef struct Tiling:
     Py_ssize_t mr, taller
 
 
+cdef struct StepCycles:
+    # Of one step of the sum of a tile: of each FMA, and of each element of A besides.
+    double fma, broadcast
+
+
 cdef struct Plan:
     const isa_t* isa
     const kernel_set_t* kernels
@@ -48,7 +58,7 @@ cdef struct Plan:
     Py_ssize_t chunk               # pixels in a chunk that is packed,
     Py_ssize_t run                 # and in one that is read in place
     int vectors                    # NR in vectors
-    double fma_cycles              # of a step per row and vector
+    StepCycles step_cycles
     Tiling out_tiling              # out channels of a group
     Py_ssize_t kc                  # in channels of a block of K
     Py_ssize_t out_blocks          # blocks of a group's out channels
@@ -62,6 +72,7 @@ cdef struct Schedule:
     Py_ssize_t out_parts
     Py_ssize_t tasks
     int threads
+    double speedup                 # expected, over one thread
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -194,7 +205,7 @@ cdef Plan unfinished_plan(const Problem* problem, Py_ssize_t isa) noexcept nogil
     memset(&plan, 0, sizeof(Plan))
     plan.isa = pwconv_isa(<int> isa)
     plan.kernels = kernels_for(problem) if isa == problem.isa else &plan.isa.float32
-    plan.fma_cycles = fma_cycles(plan.kernels, isa)
+    plan.step_cycles = step_cycles(plan.kernels, isa)
     plan.kc = choose_kc(problem, plan.kernels)
     plan.out_blocks = 1
     return plan
@@ -231,23 +242,38 @@ cdef bint set_tiles(const Problem* problem, Plan* plan, bint pixels_in_b, bint p
     return True
 
 
-cdef Plan choose_plan(const Problem* problem) noexcept nogil:
-    """The cheapest of: which operand holds the pixels, NR, pixels read in place or packed."""
-    cdef Plan plan = unfinished_plan(problem, problem.isa), best
-    cdef int pixels_in_b, packed, vectors
+cdef inline double expected_time(const Plan* plan, const Schedule* schedule) noexcept nogil:
+    """Cycles of the busiest thread."""
+    return plan.cycles / schedule.speedup
+
+
+cdef void choose_plan(const Problem* problem, Plan* best, Schedule* schedule) noexcept nogil:
+    """The fastest of: which operand holds the pixels, NR, pixels read in place or packed; each as it is cut best."""
+    cdef Plan plans[PLANS]
+    cdef Plan plan = unfinished_plan(problem, problem.isa)
+    cdef Schedule cut
+    cdef double fewest = -1.0
+    cdef int pixels_in_b, packed, vectors, count = 0, i
     if may_be_streamed(problem, plan.kernels) and is_better_streamed(problem, plan.kernels):
-        return streamed_plan(problem, &plan)
+        best[0] = streamed_plan(problem, &plan)
+        schedule[0] = streamed_schedule(problem, best)
+        return
     plan = unfinished_plan(problem, isa_of_tiles(problem))
-    plan.cycles = -1.0
-    best = plan
     for pixels_in_b in range(2):
         for vectors in range(1, MAX_VECTORS + 1):
             for packed in range(2):
                 if set_tiles(problem, &plan, pixels_in_b, packed, vectors):
                     plan.cycles = expected_cycles(problem, &plan)
-                    if best.cycles < 0 or plan.cycles < best.cycles:
-                        best = plan
-    return best
+                    fewest = plan.cycles if fewest < 0.0 else min(fewest, plan.cycles)
+                    plans[count] = plan
+                    count += 1
+    best.cycles = -1.0
+    for i in range(count):
+        if plans[i].cycles <= WORTH_CUTTING * fewest:
+            cut = choose_schedule(problem, &plans[i])
+            if best.cycles < 0.0 or expected_time(&plans[i], &cut) < expected_time(best, schedule):
+                best[0] = plans[i]
+                schedule[0] = cut
 
 
 # A direct-mapped cache, guarded by the GIL. Its size is bounded; a collision only costs making the plan again.

@@ -49,6 +49,15 @@ cdef void run_tasks(const Program* program, char* memory) noexcept nogil:
             run_task(program, task, memory + own * program.thread_bytes)
 
 
+cdef void pack_all_weights(const Program* program) noexcept nogil:
+    """Packs the weights of the only step, if they are not packed already, on this thread."""
+    cdef const Step* step = &program.steps[0]
+    cdef Py_ssize_t share
+    if program.unpacked != NULL:
+        for share in range(shares_of_weights(&step.plan, &step.raw, step.groups)):
+            pack_share(&step.plan, &step.raw, step.groups, share, program.unpacked)
+
+
 cdef void run_program(const Program* program, char* memory) noexcept nogil:
     """Runs all tasks on as many threads as scheduled; each thread has its own part of `memory`."""
     cdef uint64_t before = 0
@@ -58,8 +67,7 @@ cdef void run_program(const Program* program, char* memory) noexcept nogil:
     if program.unpacked != NULL:
         shares = shares_of_weights(&first.plan, &first.raw, first.groups)
     if program.schedule.threads == 1 or first.group_stride * first.groups < PACKED_BY_ONE:
-        for share in range(shares):
-            pack_share(&first.plan, &first.raw, first.groups, share, program.unpacked)
+        pack_all_weights(program)
         shares = 0
     if program.schedule.threads == 1:
         before = enter(entered)

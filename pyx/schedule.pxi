@@ -38,7 +38,9 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     # is read, maybe packed, again for each block of out channels. The weights' share grows as pixels get fewer.
     cdef bint near = weight_bytes(plan.kernels, problem.k, problem.outs) <= <Py_ssize_t> cache_bytes[2]
     cdef double weights_again = max(0.002, (0.5 if near else 2.5) / problem.pixels)
-    cdef double x_again = 0.006 if plan.packed else 0.002
+    cdef double x_again = 0.002
+    if plan.packed:
+        x_again += problem.spans * problem.groups * expected_packing(problem, plan) / max(1.0, plan.cycles)
     # Threads that write the same pixels share cache lines of a result whose channels are adjacent.
     cdef bint lines_shared = problem.y_channel_step == problem.y_item and problem.y_step != problem.y_item
     plan.out_blocks = out_blocks_for(problem.k, problem.outs, plan, min(problem.pixels, tiles * tile_pixels))
@@ -76,4 +78,5 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     schedule.out_parts = problem.groups * plan.out_blocks
     schedule.tasks = problem.spans * schedule.pixel_blocks * schedule.out_parts
     schedule.threads = <int> min(threads, schedule.tasks)
+    schedule.speedup = max(1.0, threads * best_balance)
     return schedule

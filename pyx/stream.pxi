@@ -133,6 +133,7 @@ cdef Schedule streamed_schedule(const Problem* problem, Plan* plan) noexcept nog
     schedule.out_parts = 1
     schedule.tasks = schedule.spans * schedule.pixel_blocks
     schedule.threads = <int> min(threads, schedule.tasks)
+    schedule.speedup = schedule.threads
     return schedule
 
 

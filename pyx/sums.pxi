@@ -51,8 +51,11 @@ cdef struct Sums:
     bint at_once                   # one block, whose sums are the result: no totals of products are kept
     double* totals                 # of a task where there are several segments, else of a thread
     Py_ssize_t kc
+    # What else is computed from the pixels of a block while they are in cache, if all products are one part:
+    const Sums* ones_apart         # the sums of A's channels, with the same blocks; NULL: none
+    const Program* layer           # a layer of the same pixels; NULL: none
     char* memory                   # of all threads
-    size_t panels_at, a_at, partial_at, counts_at, totals_at, thread_bytes
+    size_t panels_at, a_at, partial_at, counts_at, totals_at, ones_at, layer_at, thread_bytes
 
 
 cdef struct Part:
@@ -444,23 +447,38 @@ cdef void store_part(const Sums* sums, const Part* part, const double* totals) n
             place += 1
 
 
-cdef void run_sums_task(const Sums* sums, Py_ssize_t task, char* memory) noexcept nogil:
-    """One segment of one part."""
-    cdef Py_ssize_t segment = task % sums.segments, block, pixel
-    cdef Part part = part_of(sums, task // sums.segments)
-    cdef double* totals = sums.totals + task * part_sums(sums)
-    cdef bint first = True
+cdef inline double* totals_of(const Sums* sums, Py_ssize_t task, char* memory) noexcept nogil:
     if sums.segments == 1:
-        totals = <double*> (memory + sums.totals_at)
+        return <double*> (memory + sums.totals_at)
+    return sums.totals + task * part_sums(sums)
+
+
+cdef void run_sums_task(const Sums* sums, Py_ssize_t task, char* memory) noexcept nogil:
+    """One segment of one part, and what else is computed from its pixels."""
+    cdef Py_ssize_t segment = task % sums.segments, block, pixel, pixels
+    cdef Part part = part_of(sums, task // sums.segments), part_of_ones
+    cdef double* totals = totals_of(sums, task, memory)
+    cdef const Sums* ones = sums.ones_apart
+    cdef char* ones_memory = memory + sums.ones_at
+    cdef bint first = True
+    if ones != NULL:
+        part_of_ones = part_of(ones, 0)
     for block in range(wide_part(sums.blocks, sums.segments, segment),
                        wide_part(sums.blocks, sums.segments, segment + 1)):
         pixel = block * sums.block
-        if sum_block(sums, &part, pixel, min(sums.block, sums.pixels - pixel), first, totals, memory):
+        pixels = min(sums.block, sums.pixels - pixel)
+        if sums.layer != NULL:
+            run_pixels(sums.layer, pixel, pixel + pixels, memory + sums.layer_at)
+        if ones != NULL:
+            sum_block(ones, &part_of_ones, pixel, pixels, first, totals_of(ones, task, ones_memory), ones_memory)
+        if sum_block(sums, &part, pixel, pixels, first, totals, memory):
             first = False
     if first:
         memset(totals, 0, part_sums(sums) * sizeof(double))
     if sums.segments == 1:
         store_part(sums, &part, totals)
+        if ones != NULL:
+            store_part(ones, &part_of_ones, totals_of(ones, task, ones_memory))
 
 
 cdef void join_segments(const Sums* sums, Py_ssize_t index) noexcept nogil:
@@ -471,12 +489,16 @@ cdef void join_segments(const Sums* sums, Py_ssize_t index) noexcept nogil:
     for segment in range(1, sums.segments):
         sums.isa.add_totals(totals, totals + segment * part_sums(sums), part_sums(sums))
     store_part(sums, &part, totals)
+    if sums.ones_apart != NULL:
+        join_segments(sums.ones_apart, 0)
 
 
 cdef void run_sums(void* running) noexcept nogil:
     cdef const Sums* sums = <const Sums*> running
     cdef Py_ssize_t task
     cdef uint64_t before = 0
+    if sums.layer != NULL:
+        pack_all_weights(sums.layer)
     if sums.threads == 1:
         before = enter(NULL)
         for task in range(sums.parts * sums.segments):
@@ -510,7 +532,7 @@ cdef void tile_channels(Sums* sums, int vectors) noexcept nogil:
 cdef double sums_cycles(const Sums* sums) noexcept nogil:
     """Expected cycles of all products on one thread."""
     cdef double cycles = sums.b_tiling.tiles * (
-        panel_cycles(fma_cycles(sums.kernels, active_isa), &sums.a_tiling, sums.vectors, 0.0, 0.0)
+        panel_cycles(step_cycles(sums.kernels, active_isa), &sums.a_tiling, sums.vectors, 0.0, 0.0)
         # Measured: many rows that are read in place evict each other, and each needs an address.
         + (0.08 * sums.a.count if sums.a.pixels_adjacent and sums.vectors == 1 else 0.0)
         + sums.vectors * (2.0 + 0.5 * sums.a_tiling.tiles))
@@ -619,7 +641,49 @@ cdef int hold_channels(Input* x, maps, Axes* axes, Channels* side, Py_ssize_t gr
     return 0
 
 
-def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, num_threads):
+# The arguments of a layer with nothing but weights.
+cdef EngineSpec plain_spec = None
+
+
+cdef int plan_layer(const Sums* sums, const Channels* rows, const Axes* axes, const Buffers* layer, Program* program,
+                    Step* step) except -1:
+    """Makes the product of a map with the weights of `layer` a program of all pixels, for one thread."""
+    global plain_spec
+    cdef Weights weights = weights_of(layer, "OI")
+    if plain_spec is None:
+        plain_spec = EngineSpec(arguments().parse_spec(
+            stride=1, groups=1, layout="NCHW", out_layout=None, weight_layout="OI", input_activation=None,
+            activation=None, precision="highest", backend="auto"))
+    program.steps = step
+    program.count = 1
+    program.head.code = HEAD_NONE
+    program.pixels = sums.pixels
+    describe_step(step, plain_spec, None, &weights)
+    step.x = rows.maps
+    step.x_parts = rows.parts
+    step.y_is_scratch = False
+    map_of(&layer.view[OUT], layer.kind[OUT], axes, NULL, False, &step.y)
+    plan_step(step, &step.x[0], 1, program.pixels, weights.in_step, 1, &program.schedule)
+    program.schedule.out_parts = 1     # all out channels of a block of pixels, one part after the other
+    lay_out(program)
+    return 0
+
+
+cdef size_t bytes_of_weights(const Step* step) noexcept:
+    return packed_bytes(&step.plan, step.k, step.groups) + 2 * aligned(step.channel_pitch * sizeof(float))
+
+
+cdef void place_weights(Program* program, char* data) noexcept:
+    """Where weights of a layer will be packed, and its tables."""
+    cdef Step* step = program.steps
+    cdef size_t at = packed_bytes(&step.plan, step.k, step.groups)
+    program.unpacked = <float*> data
+    use_weights(step, program.unpacked)
+    step.bias = fill_tables(NULL, 0.0, 1, step.outs, data, &at, NULL)
+    step.scale = fill_tables(NULL, 1.0, 1, step.outs, data, &at, NULL)
+
+
+def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, num_threads, weight=None, product=None):
     """out[o, i] = the sum over pixels of rows[o] * columns[i], for o and i of the same group.
 
     `rows` and `columns` are lists of maps with channels on their first axis and the same pixels on the others. `out`
@@ -627,18 +691,24 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
     are float32 or both float64; one may be None. `columns` may be None: the products of `rows` with themselves, in one
     group. Then `shift` (float32, behind it 64 zeros) is subtracted from the channels first, and pixels count where
     `mask` (bool, C = 1; or None) is true. There are pixels and channels; the caller has checked all arguments.
+
+    The map `product` (float32, channels first) receives the product of `weight` with `rows`, of one group, where that
+    saves reading `rows` from memory again: all sums are one part. Returns whether it did.
     """
-    cdef Sums sums
+    cdef Sums sums, apart
+    cdef Program program
+    cdef Step step
     cdef Input first, second
-    cdef Buffers buffers
+    cdef Buffers buffers, layer
     cdef Axes axes
     cdef Memory memory
     cdef Py_ssize_t pixels = 0
-    cdef size_t at
+    cdef size_t at, apart_at, weights_at
     cdef int threads = threads_for(num_threads), which
-    cdef bint rows_in_b, ones_apart = False
+    cdef bint rows_in_b, ones_left = False
     memset(&sums, 0, sizeof(Sums))
     memset(buffers.held, 0, sizeof(buffers.held))
+    memset(layer.held, 0, sizeof(layer.held))
     first.held = second.held = 0
     first.map = &first.one_map
     second.map = &second.one_map
@@ -662,6 +732,7 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
             sums.out_wide = buffers.view[BIAS].itemsize == sizeof(double)
             sums.ones_out = <char*> buffers.view[BIAS].buf
             sums.ones_step = buffers.view[BIAS].strides[0]
+        threads = free_threads(threads)
         if sums.symmetric:
             sums.a = sums.b
             if not hold(&buffers, INPUT_SHIFT, shift):
@@ -680,24 +751,54 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
                 rows_in_b = True
             elif sums.pixels <= FEW_PIXELS and sums.a.count >= 4 * sums.isa.float32.lanes:
                 rows_in_b = sums.out_b_step == sizeof(float)
-            ones_apart = sums.with_ones and not rows_in_b
-            if ones_apart:
-                sums.with_ones = False
+            apart = sums
             if not rows_in_b:
                 sums.a, sums.b = sums.b, sums.a
                 sums.out_a_step, sums.out_b_step = sums.out_b_step, sums.out_a_step
-        plan_sums(&sums, out is not None, free_threads(threads))
+                ones_left = sums.with_ones
+                sums.with_ones = False
+        plan_sums(&sums, out is not None, threads)
+        if ones_left and sums.parts == 1:
+            plan_sums(&apart, False, threads)
+            if apart.parts == 1:
+                sums.ones_apart = &apart
+                ones_left = False
+        if (product is not None and sums.parts == 1
+                and <double> sizeof(float) * sums.pixels * first.map[0].channels > one_pass_bytes):
+            if not hold(&layer, WEIGHT, weight) or not hold(&layer, OUT, product):
+                raise TypeError("weight or product was not checked")
+            plan_layer(&sums, &apart.b, &axes, &layer, &program, &step)
+            sums.layer = &program
+
+        # Scratch memory of each thread, then totals, then weights.
+        if sums.ones_apart != NULL:
+            sums.ones_at = sums.thread_bytes
+            sums.thread_bytes += apart.thread_bytes
+        if sums.layer != NULL:
+            sums.layer_at = sums.thread_bytes
+            sums.thread_bytes += program.thread_bytes
         at = sums.thread_bytes * sums.threads
         if sums.segments > 1:
-            at += sums.parts * sums.segments * part_sums(&sums) * sizeof(double)
+            at += aligned(sums.parts * sums.segments * part_sums(&sums) * sizeof(double))
+        apart_at = at
+        if sums.ones_apart != NULL and sums.segments > 1:
+            at += aligned(apart.segments * part_sums(&apart) * sizeof(double))
+        weights_at = at
+        if sums.layer != NULL:
+            at += bytes_of_weights(&step)
         memory = take_memory(at)
         sums.memory = memory.data
         sums.totals = <double*> (memory.data + sums.thread_bytes * sums.threads)
+        apart.totals = <double*> (memory.data + apart_at)
+        if sums.layer != NULL:
+            place_weights(&program, memory.data + weights_at)
         release_and_run(run_sums, &sums, &sums.threads)
         give_back(memory)
     finally:
         release(&buffers)
+        release(&layer)
         release_input(&first)
         release_input(&second)
-    if ones_apart:
+    if ones_left:
         sums_of_products(rows, columns, None, ones, groups, None, None, num_threads)
+    return sums.layer != NULL

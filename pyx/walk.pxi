@@ -260,6 +260,15 @@ cdef void run_block(const Program* program, Block* block, Py_ssize_t first_part,
         run_head(program, block, any_counts, memory)
 
 
+cdef inline void take_scratch(const Program* program, char* memory, Block* block) noexcept nogil:
+    block.strips = <Strip*> (memory + program.strips_at)
+    block.panels = <float*> (memory + program.panels_at)
+    block.partial = <float*> (memory + program.partial_at)
+    block.residual = <float*> (memory + program.residual_at)
+    block.special_pixels = <uint32_t*> (memory + program.special_at)
+    block.split = <SplitScratch*> (memory + program.split_at)
+
+
 cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexcept nogil:
     """Loop 5: one block of pixels, cut where whole runs of its pixels do not count."""
     cdef const Schedule* schedule = &program.schedule
@@ -273,15 +282,22 @@ cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexce
     if program.head.code == HEAD_RESIZED:
         block.first = pixel_block * program.head.resize.band * program.head.resize.width
     end = min(block.first + schedule.pixel_block, program.pixels)
-    block.strips = <Strip*> (memory + program.strips_at)
-    block.panels = <float*> (memory + program.panels_at)
-    block.partial = <float*> (memory + program.partial_at)
-    block.residual = <float*> (memory + program.residual_at)
-    block.special_pixels = <uint32_t*> (memory + program.special_at)
-    block.split = <SplitScratch*> (memory + program.split_at)
+    take_scratch(program, memory, &block)
     while block.first < end:
         block.pixels = end - block.first
         if program.head.code != HEAD_NONE:
             any_counts = count_pixels(program, &block, <uint32_t*> (memory + program.counts_at))
         run_block(program, &block, first_part, any_counts, memory)
         block.first += block.pixels
+
+
+cdef void run_pixels(const Program* program, Py_ssize_t first, Py_ssize_t end, char* memory) noexcept nogil:
+    """Loop 4 for some pixels of the only span, and all out channels."""
+    cdef Block block
+    take_scratch(program, memory, &block)
+    block.span = 0
+    while first < end:
+        block.first = first
+        block.pixels = min(program.schedule.pixel_block, end - first)
+        run_block(program, &block, 0, True, memory)
+        first += block.pixels

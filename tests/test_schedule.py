@@ -66,9 +66,9 @@ def test_no_thread_gets_much_more_than_its_share(isa, workload, layout, threads)
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_share_small_maps_without_short_tiles(isa, threads, precision):
-    """Where pixels are the operand A, MR stays about as for one thread: out channels are divided among threads."""
+    """Where pixels are the operand A, tiles stay about as large as for one thread: threads divide out channels."""
     for workload in NETWORKS:
         weight = np.zeros((workload.out_channels, workload.in_channels), np.float32)
         layer = pwconv.PointwiseConv(weight, stride=workload.stride, layout="NHWC", precision=precision)
         alone, plan = (layer.plan(workload.shape("NHWC"), num_threads=number) for number in (1, threads))
-        assert plan.pixels_in_b or plan.mr >= 0.75 * alone.mr, (workload, plan)
+        assert plan.pixels_in_b or plan.mr * plan.nr >= 0.75 * alone.mr * alone.nr, (workload, plan)

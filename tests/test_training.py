@@ -11,6 +11,7 @@ import process
 import pytest
 
 import pwconv
+from pwconv.runtime import engine
 
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC", "NCL", "NLC", "NC", "NCDHW")
 
@@ -159,6 +160,30 @@ def test_threads_do_not_change_bits(rng, fma_isa, layout, groups, stride, size):
     for others in grads[1:]:
         for grad, other in zip(grads[0], others, strict=True):
             assert oracle.same_bits(grad, other)
+
+
+@pytest.fixture
+def one_pass():
+    """Return a function that makes maps of more bytes than its argument come from memory, as the engine sees it."""
+    before = engine.set_one_pass_bytes(math.inf)
+    yield engine.set_one_pass_bytes
+    engine.set_one_pass_bytes(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("sizes", [(3, 32, 70), (33, 3, 70), (64, 64, 41), (1, 1, 5), (200, 20, 40)])
+def test_one_pass_over_grad_y_gives_the_same_bits(rng, fma_isa, one_pass, layout, sizes, threads):
+    """Maps that come from memory are read once for all gradients."""
+    channels, outs, size = sizes
+    x, weight, grad_y = problem(rng, layout, channels=channels, outs=outs, H=size, W=size + 1)
+    options = {"layout": layout, "num_threads": threads}
+    expected = pwconv.pointwise_conv_backward(grad_y, x, weight, **options)
+    one_pass(0)
+    for need in (("x", "weight", "bias"), ("x", "weight"), ("x", "bias"), ("x",)):
+        grads = pwconv.pointwise_conv_backward(grad_y, x, weight, need=need, **options)
+        for name, grad, other in zip(("x", "weight", "bias"), grads, expected, strict=True):
+            assert oracle.same_bits(grad, other) if name in need else grad is None
 
 
 def test_views(rng):

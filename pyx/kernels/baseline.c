@@ -9,6 +9,8 @@
 /* A product needs a register of its own before it is added, so tiles of three vectors have three rows. */
 #define TILES(X) UP_TO_12(X, 1) UP_TO_6(X, 2) UP_TO_2(X, 3) X(3, 3) UP_TO_2(X, 4) X(1, 6)
 
+#define BROADCAST_HALF_CYCLES 1 /* a shuffle follows the load */
+
 typedef float vec __attribute__((vector_size(16)));
 
 static inline vec splat(float x) {

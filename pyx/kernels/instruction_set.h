@@ -25,6 +25,10 @@
 
 #include "kernels/tile_table.h"
 
+#ifndef BROADCAST_HALF_CYCLES
+#define BROADCAST_HALF_CYCLES 0
+#endif
+
 #define ISA_RECORD(NAME, ...)                                                   \
     {                                                                           \
         .float32 = {.name = NAME,                                               \
@@ -33,6 +37,7 @@
                     .prefetches = 1,                                            \
                     .k_interleave = {1, 1},                                     \
                     .half_cycles = 1,                                           \
+                    .broadcast_half_cycles = BROADCAST_HALF_CYCLES,             \
                     .mr = {__VA_ARGS__},                                        \
                     .micro_kernel = {TILES(PANEL_ENTRY) TILES(ROWWISE_ENTRY)}}, \
         .pack = pack,                                                           \

@@ -223,13 +223,14 @@ typedef struct {
 /* The micro-kernels of one instruction set for one precision, and how their panels are laid out. */
 typedef struct {
     const char *name;
-    int terms;               /* bfloat16 terms that a float32 is split into; 0: panels hold float32 */
-    int lanes;               /* float32 sums in a vector */
-    int k_step;              /* in channels that one step of the sum takes */
-    int prefetches;          /* prefetches of a step; a divisor of k_step */
-    int k_interleave[2];     /* channels of a column that are adjacent in a panel: of B, of A */
-    int half_cycles;         /* cycles of a step per row and vector, doubled */
-    int mr[MAX_VECTORS + 1]; /* the largest MR for each NR in vectors; 0: no such tile */
+    int terms;                 /* bfloat16 terms that a float32 is split into; 0: panels hold float32 */
+    int lanes;                 /* float32 sums in a vector */
+    int k_step;                /* in channels that one step of the sum takes */
+    int prefetches;            /* prefetches of a step; a divisor of k_step */
+    int k_interleave[2];       /* channels of a column that are adjacent in a panel: of B, of A */
+    int half_cycles;           /* cycles of a step per row and vector, doubled; */
+    int broadcast_half_cycles; /* of each row besides, where no load fills all lanes with an element of A */
+    int mr[MAX_VECTORS + 1];   /* the largest MR for each NR in vectors; 0: no such tile */
     /* [ROWWISE][vectors][MR]. ROWWISE 0: a[row + step * a_step] (panels, channels-first maps);
        1: a[row * a_step + step] (channels-last maps), or NULL. */
     micro_kernel_t micro_kernel[2][MAX_VECTORS + 1][MAX_MR + 1];
