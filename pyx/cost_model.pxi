@@ -94,8 +94,10 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
     cdef double vectors_in = <double> problem.pixels * problem.k / kernels.lanes
     cdef double cycles = ceil_div(problem.k, kernels.k_step) * step + 40.0 * b.tiles * a.tiles
     cdef bint y_along_b = (problem.y_step if plan.pixels_in_b else problem.y_channel_step) == problem.y_item
+    # Vectors that are multiplied at half the rate are shuffled at half the rate, too.
+    cdef double shuffle = 1.0 if plan.step_cycles.fma >= 1.0 and not kernels.terms else 0.5
     # A tile is stored in place if y is contiguous along B. Else it is transposed, in runs of MR.
-    cycles += vectors_out * ((1.0 if y_along_b else 2.0 + 6.0 * kernels.lanes * a.tiles / a.extent)
+    cycles += vectors_out * ((1.0 if y_along_b else 2.0 + 12.0 * shuffle * kernels.lanes * a.tiles / a.extent)
                              + (0.0 if problem.plain else 5.0))
     if plan.pixels_in_b:
         # Rows of different channels lie on different pages: tiles with large NR visit each page less often.

@@ -6,7 +6,7 @@
 
 /* Bytes behind the pixels that are multiplied from which on x is prefetched: lines arrive from memory before they are
    read, and stay in the first-level cache. Hardware does as well for few channels, whose lines are read in order. */
-enum { ROWS_AHEAD = 4096, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8 };
+enum { ROWS_AHEAD = 2048, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8 };
 
 /* The fields of adjacent_t for the product of a few pixels: x is float32, and so is y. */
 typedef struct {
