@@ -170,6 +170,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*stream)(const stream_t*) noexcept nogil
         void (*multiply_adjacent)(const adjacent_t*) noexcept nogil
         int stream_mr
+        unsigned int quad_outs
         void (*add_sums)(double*, const float*, Py_ssize_t, bint) noexcept nogil
         void (*add_totals)(double*, const double*, Py_ssize_t) noexcept nogil
         void (*pack_columns)(float*, Py_ssize_t, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t,

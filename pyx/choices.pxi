@@ -71,7 +71,7 @@ cdef bint plan_by_choice(const Problem* problem, const Choice* choice, PlanSlot*
     cdef Plan* plan = &slot.plan
     cdef Schedule* schedule = &slot.schedule
     cdef Py_ssize_t block = min(choice.pixel_block, problem.pixels)
-    plan[0] = unfinished_plan(problem, problem.isa if choice.streamed else isa_of_tiles(problem))
+    plan[0] = unfinished_plan(problem, isa_of_stream(problem) if choice.streamed else isa_of_tiles(problem))
     if block < 1 or not 1 <= choice.threads <= problem.threads:
         return False
     if choice.streamed:
@@ -217,7 +217,7 @@ def ways_to_compute(tuple key):
                     slot.schedule = choose_schedule(&problem, &slot.plan)
                     choice = choice_of(&problem, &slot)
                     ways.append((expected_time(&slot.plan, &slot.schedule), words_of(&choice, sizeof(Choice))))
-    slot.plan = unfinished_plan(&problem, problem.isa)
+    slot.plan = unfinished_plan(&problem, isa_of_stream(&problem))
     if may_be_streamed(&problem, slot.plan.kernels):
         slot.plan = streamed_plan(&problem, &slot.plan)
         slot.schedule = choose_schedule(&problem, &slot.plan)

@@ -183,20 +183,38 @@ cdef const kernel_set_t* kernels_for(const Problem* problem) noexcept nogil:
     return kernels
 
 
-cdef Py_ssize_t isa_of_tiles(const Problem* problem) noexcept nogil:
-    """The instruction set in use, or that of half as long vectors if out channels on the lanes leave too many unused.
+cdef Py_ssize_t isa_of_half_vectors(const Problem* problem) noexcept nogil:
+    """The instruction set with half as long vectors that computes the same bits as fast; -1: there is none.
 
-    The shorter vectors compute the same bits, and have to be as fast: where long ones run at half the rate, they are.
+    There is one where long vectors run at half the rate.
     """
-    cdef Py_ssize_t isa = problem.isa, half = pwconv_isa_of_half_vectors(<int> isa)
-    cdef Py_ssize_t lanes = pwconv_isa(<int> isa).float32.lanes, used, used_by_half
-    if half < 0 or problem.x_channel_step != 1 or kernels_for(problem).terms:
-        return isa
+    cdef Py_ssize_t half = pwconv_isa_of_half_vectors(<int> problem.isa)
+    if half < 0 or kernels_for(problem).terms or core_of(half).fmas < 2.0 * core_of(problem.isa).fmas:
+        return -1
+    return half
+
+
+cdef Py_ssize_t isa_of_tiles(const Problem* problem) noexcept nogil:
+    """The instruction set in use, or half as long vectors if out channels on the lanes leave too many unused."""
+    cdef Py_ssize_t half = isa_of_half_vectors(problem), used, used_by_half
+    cdef Py_ssize_t lanes = pwconv_isa(<int> problem.isa).float32.lanes
+    if half < 0 or problem.x_channel_step != 1:
+        return problem.isa
     used = ceil_div(problem.outs, lanes) * lanes
     used_by_half = ceil_div(problem.outs, lanes // 2) * lanes // 2
-    if UNUSED_LANES_DIVISOR * (used - used_by_half) < used or core_of(half).fmas < 2.0 * core_of(isa).fmas:
-        return isa
-    return half
+    return half if UNUSED_LANES_DIVISOR * (used - used_by_half) >= used else problem.isa
+
+
+cdef Py_ssize_t isa_of_stream(const Problem* problem) noexcept nogil:
+    """The instruction set in use, or half as long vectors if pixels from memory are taken apart quad by quad.
+
+    Measured: those read fewer pixels at a time, and so memory in a better order.
+    """
+    cdef Py_ssize_t half = isa_of_half_vectors(problem)
+    cdef double bytes = <double> problem.spans * problem.pixels * problem.k * sizeof(float)
+    if half >= 0 and problem.outs <= FEW_OUTS < problem.k and streams_rows(problem) and bytes > 2.0 * cache_bytes[3]:
+        return half
+    return problem.isa
 
 
 cdef Plan unfinished_plan(const Problem* problem, Py_ssize_t isa) noexcept nogil:
@@ -250,7 +268,7 @@ cdef inline double expected_time(const Plan* plan, const Schedule* schedule) noe
 cdef void choose_plan(const Problem* problem, Plan* best, Schedule* schedule) noexcept nogil:
     """The fastest of: which operand holds the pixels, NR, pixels read in place or packed; each as it is cut best."""
     cdef Plan plans[PLANS]
-    cdef Plan plan = unfinished_plan(problem, problem.isa)
+    cdef Plan plan = unfinished_plan(problem, isa_of_stream(problem))
     cdef Schedule cut
     cdef double fewest = -1.0
     cdef int pixels_in_b, packed, vectors, count = 0, i

@@ -61,6 +61,12 @@ cdef inline Py_ssize_t stream_pitch(Py_ssize_t pixels) noexcept nogil:
     return pixels + SCRATCH_PAD
 
 
+cdef inline bint leaves_lanes_unused(const Problem* problem) noexcept nogil:
+    """Would out channels on the lanes of rows leave so many unused that pixels are transposed to lie on them?"""
+    return (streams_rows(problem) and FEW_OUTS <= problem.k and problem.outs < 32
+            and pwconv_isa(<int> problem.isa).quad_outs >> problem.outs & 1)
+
+
 cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Can a layer be streamed? Its sums have one block, and its out channels leave room for a chunk in cache."""
     return (not kernels.terms and problem.pixels >= STREAM_MIN_PIXELS and 0 < problem.k <= SUM_BLOCK
@@ -70,7 +76,7 @@ cdef bint may_be_streamed(const Problem* problem, const kernel_set_t* kernels) n
 cdef bint is_better_streamed(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Do few channels make moving pixels, or the bookkeeping of tiles, the slowest part?"""
     cdef double bytes = <double> problem.spans * problem.pixels * problem.groups * problem.k * sizeof(float)
-    if problem.outs <= FEW_OUTS:
+    if problem.outs <= FEW_OUTS or leaves_lanes_unused(problem):
         return True
     if streams_rows(problem) and problem.k <= STREAM_ROWS_K and kernels.lanes < 16:
         # More out channels take longer, so that threads need more chunks to have as much work each.

@@ -71,6 +71,7 @@ LAYERS = {
     "pointwise": (300, 70, (1, 17, 19), {}),
     "few channels": (13, 8, (1, 40, 50), {"activation": "relu"}),
     "picture": (3, 3, (1, 40, 50), {}),
+    "ten classes": (70, 10, (1, 20, 31), {}),
     "wide rows": (40, 64, (1, 20, 30), {}),
     "wider rows": (20, 230, (1, 10, 30), {"activation": "relu"}),
     "one out channel": (200, 1, (2, 20, 30), {}),

@@ -1,12 +1,16 @@
 /* Pixels whose channels are adjacent, in x and mostly in y, are multiplied in the order in which they lie: by pixels.h
    if there are few channels on both sides, by rows.h if there are more out channels, else by multiply_few() below.
 
-   The file of an instruction set defines ROWS_TILES(X); and HALF_TILES(X) with half_vec and its operations if half a
-   vector is worth a type of its own. */
+   The file of an instruction set defines ROWS_TILES(X); HALF_TILES(X) with half_vec and its operations if half a vector
+   is worth a type of its own; and QUAD_OUTS(X), numbers of out channels in a tile of rows for which multiply_quads() is
+   faster. */
 
 /* Bytes behind the pixels that are multiplied from which on x is prefetched: lines arrive from memory before they are
    read, and stay in the first-level cache. Hardware does as well for few channels, whose lines are read in order. */
-enum { ROWS_AHEAD = 2048, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8 };
+enum { ROWS_AHEAD = 2048, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8, MAX_QUAD_OUTS = 12 };
+
+/* A function of its own, whose loops have all registers. */
+#define APART __attribute__((noinline))
 
 /* The fields of adjacent_t for the product of a few pixels: x is float32, and so is y. */
 typedef struct {
@@ -53,41 +57,45 @@ INLINE void half_store(void *p, half_vec v) {
 #undef ROWS_TILES
 #endif
 
-/* Up to FEW_OUTS out channels would fill few lanes, so pixels are transposed in registers and lie on the lanes: at
-   least LANES of them. A quad of channels is read at a time; the last one may overlap the one before, whose channels
-   are not added again. */
-INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
+/* Pixels on the lanes: what is added up of at least four in channels for LANES pixels and OUTS out channels, whose
+   weights are WEIGHT_STEP floats from channel to channel. A quad of channels is read at a time and transposed in
+   registers; the last one may overlap the one before, whose channels are not added again. */
+INLINE void sum_quads(const rows_t *p, const char *x, const float *weights, ptrdiff_t out, const char *ahead,
+                      ptrdiff_t ahead_bytes, const int WEIGHT_STEP, const int OUTS, vec *sum) {
     enum { LINE = 64 };
+    const vec low = splat(p->low), high = splat(p->high);
+    vec plane[4];
+    UNROLL for (int o = 0; o < OUTS; o++) sum[o] = splat(0.0f);
+    for (ptrdiff_t k = 0; k < p->k; k += 4) {
+        const int again = k + 4 <= p->k ? 0 : (int)(k + 4 - p->k); /* channels of the quad before */
+        UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) {
+            if (line < ahead_bytes) __builtin_prefetch(ahead + line);
+        }
+        ahead += ahead_bytes;
+        load_four(x + (k - again) * (ptrdiff_t)sizeof(float), p->x_step, plane);
+        UNROLL for (int j = 0; j < 4; j++) {
+            if (j < again) continue;
+            UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
+            weights += WEIGHT_STEP;
+        }
+    }
+    UNROLL for (int o = 0; o < OUTS; o++) sum[o] = clip(sum[o] + splat(p->bias[out + o]), low, high);
+}
+
+/* What is prefetched for each quad of channels of LANES pixels. */
+INLINE ptrdiff_t ahead_of_quad(const rows_t *p) {
+    return p->k >= FEW_AHEAD_MIN_K ? LANES * p->ahead_step / (p->k / 4) : 0;
+}
+
+/* Up to FEW_OUTS out channels would fill few lanes, so pixels lie on them: at least LANES of them. */
+INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
     const rows_t p = *record; /* a copy: as far as a compiler knows, stores to y may change the record */
-    const vec low = splat(p.low), high = splat(p.high);
-    const ptrdiff_t ahead_bytes = p.k >= FEW_AHEAD_MIN_K ? LANES * p.ahead_step / (p.k / 4) : 0;
+    const ptrdiff_t ahead_bytes = ahead_of_quad(&p);
     const ptrdiff_t second = p.past_caches ? first_past_caches(p.y, p.y_step) : 0;
     FOR_VECTORS_FROM(i, p.pixels, second) {
-        const char *x = p.x + i * p.x_step, *ahead = p.ahead + i * p.ahead_step;
-        const float *weights = p.weights;
         char *y = p.y + i * p.y_step;
-        vec sum[4], plane[4];
-        UNROLL for (int o = 0; o < OUTS; o++) sum[o] = splat(0.0f);
-        for (ptrdiff_t k = 0; k + 4 <= p.k; k += 4) {
-            UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) {
-                if (line < ahead_bytes) __builtin_prefetch(ahead + line);
-            }
-            ahead += ahead_bytes;
-            load_four(x + k * (ptrdiff_t)sizeof(float), p.x_step, plane);
-            UNROLL for (int j = 0; j < 4; j++) {
-                UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
-                weights += OUTS;
-            }
-        }
-        if (p.k % 4) {
-            load_four(x + (p.k - 4) * (ptrdiff_t)sizeof(float), p.x_step, plane);
-            UNROLL for (int j = 1; j < 4; j++) {
-                if (j < 4 - p.k % 4) continue;
-                UNROLL for (int o = 0; o < OUTS; o++) sum[o] = fmadd(splat(weights[o]), plane[j], sum[o]);
-                weights += OUTS;
-            }
-        }
-        UNROLL for (int o = 0; o < OUTS; o++) sum[o] = clip(sum[o] + splat(p.bias[o]), low, high);
+        vec sum[4];
+        sum_quads(&p, p.x + i * p.x_step, p.weights, 0, p.ahead + i * p.ahead_step, ahead_bytes, OUTS, OUTS, sum);
         if (OUTS > 1 && p.y_step == sizeof(float)) {
             UNROLL for (int o = 0; o < OUTS; o++) store(y + o * p.y_channel_step, sum[o]);
         } else {
@@ -96,7 +104,7 @@ INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
     }
 }
 
-static void multiply_few(const rows_t *p) {
+static APART void multiply_few(const rows_t *p) {
     switch (p->outs) {
         case 1: multiply_few_of(p, 1); break;
         case 2: multiply_few_of(p, 2); break;
@@ -105,7 +113,44 @@ static void multiply_few(const rows_t *p) {
     }
 }
 
-static void multiply_rows(const rows_t *p) {
+#ifndef QUAD_OUTS
+#define QUAD_OUTS(X)
+#endif
+
+/* The same for a tile of rows whose out channels leave many lanes of a vector unused: PIXELS >= LANES from FIRST on. */
+INLINE void multiply_quads_of(const rows_t *record, ptrdiff_t first, ptrdiff_t pixels, ptrdiff_t out, const int OUTS) {
+    const rows_t p = *record; /* a copy, as above */
+    const ptrdiff_t ahead_bytes = ahead_of_quad(&p);
+    FOR_VECTORS(n, pixels) {
+        const ptrdiff_t i = first + n;
+        char *y = p.y + i * p.y_step + out * (ptrdiff_t)sizeof(float);
+        vec sum[MAX_QUAD_OUTS];
+        sum_quads(&p, p.x + i * p.x_step, p.weights + out * p.k, out, p.ahead + i * p.ahead_step, ahead_bytes, LANES,
+                  OUTS, sum);
+        /* The last quad may overlap the one before. */
+        UNROLL for (int o = 0; o < OUTS; o += 4) {
+            const int from = o + 4 <= OUTS ? o : OUTS - 4;
+            vec quad[4];
+            UNROLL for (int j = 0; j < 4; j++) quad[j] = sum[from + j];
+            store_four(y + from * (ptrdiff_t)sizeof(float), p.y_step, quad);
+        }
+    }
+}
+
+#define QUAD_CASE(OUTS) \
+    case OUTS: multiply_quads_of(p, first, pixels, out, OUTS); return 1;
+
+/* Returns 0 if rows are the faster way to multiply so many out channels or pixels. */
+static APART int multiply_quads(const rows_t *p, ptrdiff_t first, ptrdiff_t pixels, ptrdiff_t out, ptrdiff_t outs) {
+    if (p->k < 4 || pixels < LANES) return 0;
+    switch (outs) {
+        QUAD_OUTS(QUAD_CASE)
+        default: return 0;
+    }
+}
+#undef QUAD_CASE
+
+static APART void multiply_rows(const rows_t *p) {
     enum { SHARED_PIXELS = 48, WIDTH = ROWS_VECTORS * LANES };
     const ptrdiff_t tiles = (p->outs + WIDTH - 1) / WIDTH;
     const int adjacent = p->y_step == p->outs * (ptrdiff_t)sizeof(float);
@@ -117,6 +162,7 @@ static void multiply_rows(const rows_t *p) {
         /* The last tile comes first, since it may write beyond its pixel. */
         for (ptrdiff_t tile = tiles - 1; tile >= 0; tile--) {
             const ptrdiff_t out = tile * WIDTH, outs = smaller_of(p->outs - out, WIDTH);
+            if (multiply_quads(p, i, n, out, outs)) continue;
 #ifdef HALF_TILES
             if (outs <= LANES / 2) {
                 half_rows_kernel[1](p, i, n, over, out);

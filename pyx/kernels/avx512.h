@@ -266,6 +266,7 @@ static inline void interleave_wide_planes(vec *v, const vec *plane, const int ch
 /* For adjacent.h: up to eight out channels fill half a vector. */
 #define ROWS_TILES(X) X(1, 8) X(2, 8) X(3, 8) X(4, 6)
 #define HALF_TILES(X) X(1, 8)
+#define QUAD_OUTS(X) X(9) X(10) X(11)
 
 typedef float half_vec __attribute__((vector_size(32)));
 

@@ -29,6 +29,8 @@
 #define BROADCAST_HALF_CYCLES 0
 #endif
 
+#define QUAD_BIT(OUTS) | 1u << OUTS
+
 #define ISA_RECORD(NAME, ...)                                                   \
     {                                                                           \
         .float32 = {.name = NAME,                                               \
@@ -46,6 +48,7 @@
         .multiply_adjacent = multiply_adjacent,                                 \
         .stream = stream,                                                       \
         .stream_mr = STREAM_MR,                                                 \
+        .quad_outs = 0 QUAD_OUTS(QUAD_BIT),                                     \
         .epilogue = epilogue,                                                   \
         .best = best,                                                           \
         .indicate = indicate,                                                   \

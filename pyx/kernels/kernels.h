@@ -247,6 +247,7 @@ typedef struct {
     void (*stream)(const stream_t *);
     void (*multiply_adjacent)(const adjacent_t *);
     int stream_mr;
+    unsigned quad_outs; /* bit n: n out channels leave so many lanes unused that multiply_adjacent transposes pixels */
     void (*epilogue)(const epilogue_t *);
     void (*best)(const head_t *);
     void (*indicate)(const head_t *);
