@@ -194,6 +194,15 @@ INLINE void store_far(far_t *f, char *run, int end) {
     f->held -= whole;
 }
 
+/* Would loads of x wait for stores past the caches that were issued shortly before? As measured, loads of whole lines do
+   that partly overlap such a store in the low 12 bits of their addresses, unless both begin at the same place in 32
+   bytes. Pixels of as many bytes in x and y meet each other so throughout. */
+static int loads_would_wait(const adjacent_t *a) {
+    enum { LINE = 64, PAGE = 4096, STORES_NEAR = 384 };
+    const size_t behind = (uintptr_t)(a->y - a->x) % PAGE;
+    return sizeof(vec) == LINE && a->x_step == a->y_step && behind % 32 != 0 && behind > 32 && behind < STORES_NEAR;
+}
+
 static void multiply_adjacent(const adjacent_t *a) {
     enum { ONE = sizeof(float), LINE = 64, X_FLOATS = SUM_BLOCK * LANES, Y_FLOATS = 2048 };
     const int x_size = element_size(a->x_kind), y_size = element_size(a->y_kind);
@@ -203,10 +212,10 @@ static void multiply_adjacent(const adjacent_t *a) {
     /* Pictures of every native kind are multiplied in place, but to bytes only those of float32 and bytes. */
     const int x_fits = y_bytes ? a->x_kind == KIND_FLOAT32 || a->x_kind == KIND_UINT8 : a->x_kind < KIND_SWAPPED;
     const int in_place = is_picture ? x_adjacent && x_fits : a->x_kind == KIND_FLOAT32;
-    /* Of float32, quads are stored past the caches at once, and rows are faster stored into them. Narrow results are
-       stored line by line. */
-    const int past_caches =
-        a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 && (uintptr_t)a->y % (4 * ONE) == 0;
+    /* Of float32, quads are stored past the caches at once unless the next loads would wait for it, and rows are faster
+       stored into them. Narrow results are stored line by line. */
+    const int past_caches = a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 &&
+                            (uintptr_t)a->y % (4 * ONE) == 0 && !loads_would_wait(a);
     const int far = a->far && y_adjacent && a->y_kind != KIND_FLOAT32;
     const int direct = !far && (y_bytes || (a->y_kind == KIND_FLOAT32 && (y_adjacent || !is_few || a->planes)));
     const ptrdiff_t x_most = in_place ? PTRDIFF_MAX : X_FLOATS / a->k, y_most = direct ? PTRDIFF_MAX : Y_FLOATS / a->outs;
