@@ -47,6 +47,7 @@ INLINE void store_pixels(char *dst, const vec *plane, const int CHANNELS, const 
 }
 
 INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, const int X_OF, const int Y_OF) {
+    enum { LINE = 64, PICTURE_AHEAD = 4096 };
     const char *x = p->x;
     char *y = p->y;
     const int x_kind = p->x_kind;
@@ -63,7 +64,9 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
     const ptrdiff_t second = p->past_caches ? first_past_caches(y, y_pixel) : 0;
     FOR_VECTORS_FROM(i, p->pixels, second) {
         vec in[4], out[4];
-        __builtin_prefetch(x + i * x_pixel + 1024);
+        for (int line = 0; line < (X_OF == FLOATS ? K : 1) * (int)sizeof(vec); line += LINE) {
+            __builtin_prefetch(x + i * x_pixel + PICTURE_AHEAD + line);
+        }
         load_pixels(x + i * x_pixel, in, K, X_OF, x_kind);
         UNROLL for (int o = 0; o < OUTS; o++) {
             vec sum = splat(0.0f);
