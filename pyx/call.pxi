@@ -164,11 +164,12 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
     plan_step(&step, &step.x[0], spans, program.pixels, 0 if layer is not None else weights.in_step,
               free_threads(threads), &program.schedule)
     program.schedule.threads = pwconv_startable(program.schedule.threads, forked)
+    program.packs_panels = layer is None and packed_in_panels(&step.plan, &program.schedule, step.k)
     lay_out(&program)
 
     # Memory for all that is made for this call only, then the call.
     cdef size_t at = program.schedule.threads * program.thread_bytes
-    cdef size_t weight_bytes = packed_bytes(&step.plan, step.k, groups)
+    cdef size_t weight_bytes = 0 if program.packs_panels else packed_bytes(&step.plan, step.k, groups)
     cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
     cdef size_t bytes = at
     if layer is None:
@@ -181,7 +182,7 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
     cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
-        program.unpacked = <float*> (data + at)
+        program.unpacked = NULL if program.packs_panels else <float*> (data + at)
         use_weights(&step, program.unpacked)
         at += weight_bytes
         step.bias = fill_tables(view_of(buffers, BIAS), 0.0, groups, step.outs, data, &at, NULL)

@@ -119,8 +119,9 @@ cdef double expected_cycles(const Problem* problem, const Plan* plan) noexcept n
         # Measured: tiles of few pixels that are not read row by row are slower than tiles of as many out channels.
         cycles += (0.45 if plan.packed else 0.6) * a.tiles * b.tiles * plan.vectors * problem.k
     if plan.rowwise and not plan.packed and problem.x_step % 1024 == 0:
-        # Rows that are whole pages apart share sets of the first-level cache, from which they evict each other.
-        cycles += 0.4 * a.tiles * b.tiles * problem.k
+        # Rows that are whole pages apart share sets of the first-level cache, from which they evict each other: more of
+        # them than a set has ways before their lines are read to the end.
+        cycles += (0.7 * a.mr if a.mr > <Py_ssize_t> cache_bytes[1] // L1_WAY else 0.4) * a.tiles * b.tiles * problem.k
     # Tiles across the end of a run are packed, and stored through scratch.
     if problem.x_run < problem.pixels and not plan.packed:
         cycles += vectors_in * 6.0 * min(1.0, <double> problem.pixels / pixels.tiles / problem.x_run)

@@ -92,10 +92,12 @@ cdef struct Program:
     Step* steps
     int count
     Head head
-    float* unpacked                # receives the packed weights of the only step first; NULL: they are packed already
+    float* unpacked                # receives the packed weights of the only step first; NULL: they are packed already,
+    bint packs_panels              # or when a panel of them is multiplied
     Py_ssize_t pixels              # in a span
     Schedule schedule
-    size_t strips_at, panels_at, partial_at, residual_at, special_at, split_at, counts_at, head_at, thread_bytes
+    size_t strips_at, panels_at, partial_at, residual_at, special_at, split_at, weights_at
+    size_t counts_at, head_at, thread_bytes
 
 
 cdef struct Strip:
@@ -119,6 +121,7 @@ cdef struct Block:
     float* panels
     float* partial                 # the sums of one tile; of all tiles of the block if there are several blocks of K
     float* residual
+    float* weights                 # of one panel, which is packed when it is multiplied; NULL: all are packed already
     uint32_t* special_pixels       # not zero for pixels with special values; see split.h
     SplitScratch* split
 
@@ -206,7 +209,11 @@ cdef void lay_out(Program* program) noexcept nogil:
     program.residual_at = program.partial_at + aligned(partial)
     program.special_at = program.residual_at + aligned(residual)
     program.split_at = program.special_at + aligned(special)
-    at = program.split_at + aligned(split)
+    program.weights_at = program.split_at + aligned(split)
+    at = program.weights_at
+    if program.packs_panels:
+        plan = &program.steps[0].plan
+        at += aligned(plan.vectors * plan.kernels.lanes * min(plan.kc, program.steps[0].k) * sizeof(float))
     for i in range(program.count):
         step = &program.steps[i]
         if step.y_is_scratch:

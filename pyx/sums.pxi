@@ -657,6 +657,7 @@ cdef int plan_layer(const Sums* sums, const Channels* rows, const Axes* axes, co
     program.steps = step
     program.count = 1
     program.head.code = HEAD_NONE
+    program.packs_panels = False
     program.pixels = sums.pixels
     describe_step(step, plain_spec, None, &weights)
     step.x = rows.maps

@@ -41,8 +41,8 @@ cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const c
             prefetch.channel_step = block.x.channel_step
             prefetch.shares = kernels.k_step // kernels.prefetches * prefetch.lines
             prefetch.step = kernels.k_step // kernels.prefetches * prefetch.channel_step
-    elif (plan.packed and not plan.rowwise) or (
-            weight_bytes(kernels, step.k, step.outs) > <Py_ssize_t> cache_bytes[2] // 2):
+    elif block.weights == NULL and ((plan.packed and not plan.rowwise) or (
+            weight_bytes(kernels, step.k, step.outs) > <Py_ssize_t> cache_bytes[2] // 2)):
         prefetch.at = panel + column_floats(kernels, step.k) * nr * sizeof(float)
         prefetch.step = nr * step_bytes(kernels) // kernels.prefetches
         prefetch.lines = prefetch.shares = ceil_div(prefetch.step, 64)
@@ -106,7 +106,7 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
     cdef Py_ssize_t end_b_tile = block.tiling.tiles if pixels_in_b else block.end_out_tile
     cdef Py_ssize_t first_a_tile = block.first_out_tile if pixels_in_b else 0
     cdef Py_ssize_t end_a_tile = block.end_out_tile if pixels_in_b else block.tiling.tiles
-    cdef const float* weights = step.weights + block.group * step.group_stride
+    cdef const float* weights = step.weights + block.group * step.group_stride if step.weights != NULL else NULL
     cdef const float* bias = step.bias + block.group * step.channel_pitch
     cdef Py_ssize_t y_offset = block.span * block.y.span_step + block.group * step.outs * block.y.channel_step
     cdef Py_ssize_t partial_step = tile_floats(plan) if plan.kc < step.k else 0
@@ -146,7 +146,11 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
             storable = storable and run.count >= nr and run.step == sizeof(float)
         else:
             tile.b_step = width * step_size
-            tile.b = <const char*> (weights + column * column_size + k_offset * width)
+            if block.weights == NULL:
+                tile.b = <const char*> (weights + column * column_size + k_offset * width)
+            else:
+                pack_panel(plan, &step.raw, block.group, b_tile, block.first_k, block.k, block.weights)
+                tile.b = <const char*> block.weights
             storable = storable and block.y.channel_step == sizeof(float)
             tile.bias = bias + column
         prefetch = plan_prefetch(step, block, tile.b, column)
@@ -267,6 +271,7 @@ cdef inline void take_scratch(const Program* program, char* memory, Block* block
     block.residual = <float*> (memory + program.residual_at)
     block.special_pixels = <uint32_t*> (memory + program.special_at)
     block.split = <SplitScratch*> (memory + program.split_at)
+    block.weights = <float*> (memory + program.weights_at) if program.packs_panels else NULL
 
 
 cdef void run_task(const Program* program, Py_ssize_t task, char* memory) noexcept nogil:

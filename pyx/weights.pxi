@@ -2,6 +2,7 @@
 
 cdef enum:
     PACKED_BY_ONE = 1 << 14        # floats of weights that one thread packs before others could start
+    BLOCKS_THAT_PACK = 2           # blocks of pixels for each of which weights may be packed again, panel by panel
     ROWS_AT_ONCE = 32              # in channels of all tiles that are packed at a time
 
 
@@ -28,6 +29,17 @@ cdef uint32_t* special_outs_of(const Plan* plan, Py_ssize_t k, Py_ssize_t groups
     if plan.kernels.terms == 0:
         return NULL
     return <uint32_t*> (<char*> (packed + packed_floats(plan, k) * groups) + BEHIND_PANELS)
+
+
+cdef inline bint packed_in_panels(const Plan* plan, const Schedule* schedule, Py_ssize_t k) noexcept nogil:
+    """Are weights that are used once packed panel by panel, right before a panel is multiplied?
+
+    Where they are too many for the second-level cache, and used for few blocks of pixels, they need not go through the
+    caches beyond as packed weights, too.
+    """
+    return (not plan.streamed and not plan.pixels_in_b and not plan.kernels.terms
+            and schedule.spans * schedule.pixel_blocks <= BLOCKS_THAT_PACK
+            and 2 * weight_bytes(plan.kernels, k, plan.out_tiling.extent) > <Py_ssize_t> cache_bytes[2])
 
 
 cdef inline bint packed_in_rows(const Plan* plan, const Weights* weights) noexcept nogil:
@@ -82,21 +94,9 @@ cdef void pack_tiles(const Plan* plan, const Weights* weights, Py_ssize_t groups
 
 cdef void pack_tile(const Plan* plan, const Weights* weights, Py_ssize_t groups, Py_ssize_t group, Py_ssize_t tile,
                     Py_ssize_t channel, Py_ssize_t k, float* dst) noexcept nogil:
-    """Packs k in channels for the out channels of one tile."""
+    """Packs k in channels for the out channels of one tile to their place among all packed weights."""
     cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile), first = group * plan.out_tiling.extent + out
-    cdef pack_t pack
-    pack.kind = KIND_FLOAT32
-    pack.step = weights.out_step
-    pack.channel_step = weights.in_step
-    pack.k = k
-    pack.panel = 0
-    pack.at = 0
-    pack.scale = pack.shift = NULL
-    pack.count = tile_start(&plan.out_tiling, tile + 1) - out
-    pack.width = pack.count
-    if not plan.pixels_in_b:
-        pack.width = vectors_for(plan.kernels, pack.count) * plan.kernels.lanes
-    pack.src = weights.data + first * weights.out_step + channel * weights.in_step
+    cdef pack_t pack = tile_of_weights(plan, weights, group, tile, channel, k)
     pack.dst = (dst + group * packed_floats(plan, weights.k) + out * column_floats(plan.kernels, weights.k)
                 + column_floats(plan.kernels, channel) * pack.width)
     if pack.count < pack.width:
@@ -105,6 +105,34 @@ cdef void pack_tile(const Plan* plan, const Weights* weights, Py_ssize_t groups,
         split_weights(plan, &pack, special_outs_of(plan, weights.k, groups, dst) + first)
     else:
         plan.isa.pack(&pack)
+
+
+cdef void pack_panel(const Plan* plan, const Weights* weights, Py_ssize_t group, Py_ssize_t tile, Py_ssize_t channel,
+                     Py_ssize_t k, float* panel) noexcept nogil:
+    """Packs k in channels, as float32, for the out channels of one tile into a panel of their own."""
+    cdef pack_t pack = tile_of_weights(plan, weights, group, tile, channel, k)
+    pack.dst = panel
+    if pack.count < pack.width:
+        memset(panel, 0, pack.width * k * sizeof(float))
+    plan.isa.pack(&pack)
+
+
+cdef pack_t tile_of_weights(const Plan* plan, const Weights* weights, Py_ssize_t group, Py_ssize_t tile,
+                            Py_ssize_t channel, Py_ssize_t k) noexcept nogil:
+    """The weights of k in channels and the out channels of one tile; but not where they are packed."""
+    cdef Py_ssize_t out = tile_start(&plan.out_tiling, tile)
+    cdef pack_t pack
+    memset(&pack, 0, sizeof(pack_t))
+    pack.kind = KIND_FLOAT32
+    pack.step = weights.out_step
+    pack.channel_step = weights.in_step
+    pack.k = k
+    pack.count = tile_start(&plan.out_tiling, tile + 1) - out
+    pack.width = pack.count
+    if not plan.pixels_in_b:
+        pack.width = vectors_for(plan.kernels, pack.count) * plan.kernels.lanes
+    pack.src = weights.data + (group * plan.out_tiling.extent + out) * weights.out_step + channel * weights.in_step
+    return pack
 
 
 cdef void split_weights(const Plan* plan, const pack_t* panel, uint32_t* special) noexcept nogil:

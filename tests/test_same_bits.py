@@ -291,6 +291,26 @@ def test_function_and_layer(fma_isa, activation):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("weight_layout", ["OI", "IO"])
+@pytest.mark.parametrize(
+    ("channels", "outs", "groups", "size"), [(700, 509, 1, 7), (2100, 170, 1, 5), (1400, 1010, 2, 3), (520, 700, 1, 9)]
+)
+def test_many_weights_and_few_pixels(fma_isa, layout, weight_layout, channels, outs, groups, size):
+    """The function packs such weights panel by panel."""
+    rng = np.random.default_rng(channels)
+    shape = {"N": 1, "C": channels, "H": size, "W": size}
+    x = rng.standard_normal([shape[letter] for letter in layout], np.float32)
+    weight = rng.standard_normal((outs, channels // groups), np.float32)
+    bias = rng.standard_normal(outs, np.float32)
+    options = {"groups": groups, "layout": layout, "activation": "relu"}
+    expected = pwconv.PointwiseConv(weight, bias, **options)(x, num_threads=1)
+    given = weight if weight_layout == "OI" else np.ascontiguousarray(weight.T)
+    for threads in (1, 2, 3):
+        y = pwconv.pointwise_conv(x, given, bias, weight_layout=weight_layout, num_threads=threads, **options)
+        assert oracle.same_bits(y, expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("fused", FUSED)
 def test_one_output_channel_alone(fma_isa, layout, fused):
     case = problem(513, 67, (9, 10), fused=fused)
