@@ -128,6 +128,13 @@ static inline vec load_quads(const char *p, ptrdiff_t step) {
     return _mm256_insertf128_ps(first, _mm_loadu_ps((const float *)(p + step)), 1);
 }
 
+/* Those of a run of quads in registers; the numbers are constants. */
+static inline vec two_quads(const vec *run, const int first, const int second) {
+    const vec a = run[first / 2], b = run[second / 2];
+    if (second % 2 == 0) return first % 2 ? _mm256_permute2f128_ps(a, b, 0x21) : _mm256_permute2f128_ps(a, b, 0x20);
+    return first % 2 ? _mm256_permute2f128_ps(a, b, 0x31) : _mm256_permute2f128_ps(a, b, 0x30);
+}
+
 static inline void store_quads(char *p, ptrdiff_t step, vec v) {
     _mm_storeu_ps((float *)p, _mm256_castps256_ps128(v));
     _mm_storeu_ps((float *)(p + step), _mm256_extractf128_ps(v, 1));

@@ -217,9 +217,7 @@ static inline vec permuted(vec a, const int32_t *order, vec b) {
     return _mm512_permutex2var_ps(a, _mm512_loadu_si512(order), b);
 }
 
-static inline void load_wide_planes(const char *p, vec *plane, const int channels) {
-    vec v[4];
-    for (int i = 0; i < channels; i++) v[i] = _mm512_loadu_ps(p + 64 * i);
+static inline void wide_planes(const vec *v, vec *plane, const int channels) {
     if (channels == 2) {
         plane[0] = permuted(v[0], take_2[0], v[1]);
         plane[1] = permuted(v[0], take_2[1], v[1]);

@@ -3,8 +3,9 @@
    A quad is four adjacent float32, 16 bytes. A vector of quads holds LANES / 4 of them, which lie any number of bytes
    apart. The file of an instruction set defines
      load_quads(p, step), store_quads(p, step, v)   a vector of quads, the first one at p
+     two_quads(run, i, j)                           a vector of the quads i and j of a run, or of as many as it holds
      store_quad_past_caches(p, v, i)                quad i of v, past the caches to a multiple of 16 bytes
-   or, with WIDE_PLANES, load_wide_planes() and interleave_wide_planes() for two to four adjacent channels
+   or, with WIDE_PLANES, wide_planes() and interleave_wide_planes() for two to four adjacent channels
      SHUFFLE(a, b, i, j, k, l)                      in each quad: elements i and j of a, then k and l of b
      load_pixels_3(p), store_pixels_3(p, v)         three adjacent bytes a pixel in the low bytes of integers
    or, with BYTE_PLANES, load_byte_planes() and store_byte_planes() of planes.h for one to four adjacent bytes
@@ -49,15 +50,8 @@ INLINE void store_four(char *dst, ptrdiff_t step, vec *plane) {
     UNROLL for (int i = 0; i < 4; i++) store_quads(dst + i * step, 4 * step, plane[i]);
 }
 
-/* LANES adjacent pixels of two to four channels, stored also of one. Vector i holds the quads i, i + CHANNELS, ... of
-   the run that they are: every CHANNELS quads are four pixels. */
-INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
-#ifdef WIDE_PLANES
-    load_wide_planes(src, plane, CHANNELS);
-#else
-    enum { QUAD = 4 * sizeof(float) };
-    vec q[4];
-    UNROLL for (int i = 0; i < CHANNELS; i++) q[i] = load_quads(src + i * QUAD, CHANNELS * QUAD);
+#ifndef WIDE_PLANES
+INLINE void planes_of_quads(vec *q, vec *plane, const int CHANNELS) {
     if (CHANNELS == 2) {
         plane[0] = SHUFFLE(q[0], q[1], 0, 2, 0, 2);
         plane[1] = SHUFFLE(q[0], q[1], 1, 3, 1, 3);
@@ -70,6 +64,31 @@ INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
         transpose_quads(q);
         UNROLL for (int i = 0; i < 4; i++) plane[i] = q[i];
     }
+}
+#endif
+
+/* LANES adjacent pixels of two to four channels as planes, from the vectors of the run that they are. */
+INLINE void planes_of_run(const vec *run, vec *plane, const int CHANNELS) {
+#ifdef WIDE_PLANES
+    wide_planes(run, plane, CHANNELS);
+#else
+    /* Vector i holds the quads i, i + CHANNELS, ... of the run: every CHANNELS quads are four pixels. */
+    vec q[4];
+    UNROLL for (int i = 0; i < CHANNELS; i++) q[i] = two_quads(run, i, i + CHANNELS);
+    planes_of_quads(q, plane, CHANNELS);
+#endif
+}
+
+INLINE void load_planes(const char *src, vec *plane, const int CHANNELS) {
+#ifdef WIDE_PLANES
+    vec run[4];
+    UNROLL for (int i = 0; i < CHANNELS; i++) run[i] = load(src + i * (int)sizeof(vec));
+    wide_planes(run, plane, CHANNELS);
+#else
+    enum { QUAD = 4 * sizeof(float) };
+    vec q[4];
+    UNROLL for (int i = 0; i < CHANNELS; i++) q[i] = load_quads(src + i * QUAD, CHANNELS * QUAD);
+    planes_of_quads(q, plane, CHANNELS);
 #endif
 }
 

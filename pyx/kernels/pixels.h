@@ -26,10 +26,12 @@ INLINE void load_pixels(const char *src, vec *plane, const int CHANNELS, const i
     UNROLL for (int c = 0; c < CHANNELS; c++) plane[c] = vec_from_ints(bytes[c]);
         return;
     }
-    vec run[4];
     if (OF == ANY_KIND) {
+        vec run[4];
         load_vectors(src, run, CHANNELS, kind);
-        src = (const char *)run;
+        if (CHANNELS == 1) plane[0] = run[0];
+        if (CHANNELS > 1) planes_of_run(run, plane, CHANNELS);
+        return;
     }
     if (CHANNELS == 1) plane[0] = load(src);
     if (CHANNELS > 1) load_planes(src, plane, CHANNELS);
