@@ -106,7 +106,7 @@ cdef extern from "kernels/kernels.h" nogil:
         Py_ssize_t y_step
         bint planes
         Py_ssize_t y_channel_step
-        bint far, slack
+        bint far, stores_wait, slack
 
     ctypedef struct epilogue_t:
         float* sum

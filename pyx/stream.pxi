@@ -281,6 +281,7 @@ cdef void run_rows(const Step* step, const Block* block) noexcept nogil:
     a.planes = y.channel_step != y.item and step.outs > 1
     a.y_channel_step = y.channel_step
     a.far = y.far
+    a.stores_wait = stores_wait
     a.slack = y.slack
     while done < block.pixels:
         from_x = run_from(x, block.first + done)

@@ -23,7 +23,7 @@ typedef struct {
     char *y;
     ptrdiff_t y_step, y_channel_step;
     int slack;
-    int past_caches; /* y has no gaps and lies at a multiple of 16 bytes */
+    int past_caches; /* y has no gaps and lies at a multiple of 16 bytes; rows are whole vectors of one tile */
     const float *bias;
     int clips;
     float low, high; /* the clip */
@@ -194,13 +194,22 @@ INLINE void store_far(far_t *f, char *run, int end) {
     f->held -= whole;
 }
 
-/* Would loads of x wait for stores past the caches that were issued shortly before? As measured, loads of whole lines do
-   that partly overlap such a store in the low 12 bits of their addresses, unless both begin at the same place in 32
-   bytes. Pixels of as many bytes in x and y meet each other so throughout. */
-static int loads_would_wait(const adjacent_t *a) {
+/* Are rows of so many out channels whole vectors of a single tile? */
+static int fills_a_tile(ptrdiff_t outs) {
+#ifdef HALF_TILES
+    if (outs == LANES / 2) return 1;
+#endif
+    return outs % LANES == 0 && outs <= ROWS_VECTORS * LANES;
+}
+
+/* Would loads of x wait for stores past the caches that were issued shortly before? As measured, loads do that overlap
+   such a store in the low 12 bits of their addresses; but loads of whole lines not if both begin at the same place in 32
+   bytes, and shorter vectors hardly. Pixels of as many bytes in x and y meet each other so throughout. */
+static int loads_would_wait(const adjacent_t *a, int is_few) {
     enum { LINE = 64, PAGE = 4096, STORES_NEAR = 384 };
     const size_t behind = (uintptr_t)(a->y - a->x) % PAGE;
-    return sizeof(vec) == LINE && a->x_step == a->y_step && behind % 32 != 0 && behind > 32 && behind < STORES_NEAR;
+    if (a->x_step != a->y_step || behind <= 32 || behind >= STORES_NEAR) return 0;
+    return !is_few || (sizeof(vec) == LINE && behind % 32 != 0);
 }
 
 static void multiply_adjacent(const adjacent_t *a) {
@@ -212,10 +221,10 @@ static void multiply_adjacent(const adjacent_t *a) {
     /* Pictures of every native kind are multiplied in place, but to bytes only those of float32 and bytes. */
     const int x_fits = y_bytes ? a->x_kind == KIND_FLOAT32 || a->x_kind == KIND_UINT8 : a->x_kind < KIND_SWAPPED;
     const int in_place = is_picture ? x_adjacent && x_fits : a->x_kind == KIND_FLOAT32;
-    /* Of float32, quads are stored past the caches at once unless the next loads would wait for it, and rows are faster
-       stored into them. Narrow results are stored line by line. */
-    const int past_caches = a->far && y_adjacent && is_few && a->y_kind == KIND_FLOAT32 &&
-                            (uintptr_t)a->y % (4 * ONE) == 0 && !loads_would_wait(a);
+    /* Of float32, quads are stored past the caches at once unless the next loads would wait for it; parts of rows are
+       stored into them, and narrow results line by line. */
+    const int past_caches = a->far && y_adjacent && (is_few || (fills_a_tile(a->outs) && !a->stores_wait)) && a->y_kind == KIND_FLOAT32 &&
+                            (uintptr_t)a->y % (4 * ONE) == 0 && !loads_would_wait(a, is_few);
     const int far = a->far && y_adjacent && a->y_kind != KIND_FLOAT32;
     const int direct = !far && (y_bytes || (a->y_kind == KIND_FLOAT32 && (y_adjacent || !is_few || a->planes)));
     const ptrdiff_t x_most = in_place ? PTRDIFF_MAX : X_FLOATS / a->k, y_most = direct ? PTRDIFF_MAX : Y_FLOATS / a->outs;

@@ -171,6 +171,13 @@ static inline void store_byte_planes(char *p, const ints *plane, const int chann
     }
 }
 
+static inline void store_quad_past_caches(char *p, vec v, int quad) {
+    if (quad == 0) _mm_stream_ps((float *)p, _mm512_castps512_ps128(v));
+    if (quad == 1) _mm_stream_ps((float *)p, _mm512_extractf32x4_ps(v, 1));
+    if (quad == 2) _mm_stream_ps((float *)p, _mm512_extractf32x4_ps(v, 2));
+    if (quad == 3) _mm_stream_ps((float *)p, _mm512_extractf32x4_ps(v, 3));
+}
+
 static inline void store_past_caches(void *p, vec v) {
     _mm512_stream_ps(p, v);
 }
@@ -282,6 +289,11 @@ static inline half_vec half_larger(half_vec a, half_vec b) {
 
 static inline half_vec half_smaller(half_vec a, half_vec b) {
     return _mm256_min_ps(a, b);
+}
+
+static inline void half_store_quad_past_caches(char *p, half_vec v, int quad) {
+    if (quad == 0) _mm_stream_ps((float *)p, _mm256_castps256_ps128(v));
+    if (quad == 1) _mm_stream_ps((float *)p, _mm256_extractf128_ps(v, 1));
 }
 
 static inline void half_store_first(void *p, half_vec v, int n) {

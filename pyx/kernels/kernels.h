@@ -177,6 +177,7 @@ typedef struct {
     int planes;               /* up to FEW_OUTS out channels of at least FEW_OUTS in channels: pixels are adjacent, */
     ptrdiff_t y_channel_step; /* and channels so many bytes apart */
     int far;                  /* as in unpack_t */
+    int stores_wait;          /* see pwconv_stores_wait() */
     int slack;                /* whole vectors may be written behind each pixel */
 } adjacent_t;
 

@@ -34,6 +34,13 @@ INLINE void ROWS(multiply_some)(const rows_t *p, const char *x, const float *wei
         }
     }
     y += out * (ptrdiff_t)sizeof(float);
+    if (p->past_caches) {
+        enum { QUAD = 4 * sizeof(float), QUADS = ROWS_LANES / 4 };
+        UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) UNROLL for (int q = 0; q < QUADS; q++) {
+            ROWS(store_quad_past_caches)(y + r * p->y_step + (v * QUADS + q) * QUAD, sum[r][v], q);
+        }
+        return;
+    }
     if (over || last >= ROWS_LANES) {
         UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < VECTORS; v++) {
             ROWS(store)(y + r * p->y_step + v * (ptrdiff_t)sizeof(sum[r][v]), sum[r][v]);
