@@ -55,11 +55,12 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
    where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
 static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr,
                          ptrdiff_t panels) {
-    enum { ONE = sizeof(float), ROWS = 8, AHEAD = 256 };
+    enum { ONE = sizeof(float), ROWS = 8 };
     const ptrdiff_t copied = (mr + LANES - 1) / LANES * LANES;
     /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
     const ptrdiff_t inside = k - (copied + mr - 1) / mr + 1;
     const ptrdiff_t whole = step >= (copied - mr) * ONE ? smaller_of(inside, k - 1) : 0;
+    const ptrdiff_t ahead = ROWS * step; /* the same columns of the next rows */
     for (ptrdiff_t first = 0; first < k; first += ROWS) {
         const ptrdiff_t end = smaller_of(first + ROWS, k), fast = smaller_of(end, whole);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
@@ -67,16 +68,20 @@ static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, pt
             const char *from = src + panel * mr * ONE;
             ptrdiff_t i = first;
             if (copied == LANES) {
-                for (; i < fast; i++) store(to + i * mr, load(from + i * step));
+                for (; i < fast; i++) {
+                    __builtin_prefetch(from + i * step + ahead);
+                    store(to + i * mr, load(from + i * step));
+                }
             } else if (copied == 2 * LANES) {
                 for (; i < fast; i++) {
-                    __builtin_prefetch(from + i * step + AHEAD);
+                    __builtin_prefetch(from + i * step + ahead);
+                    __builtin_prefetch(from + i * step + ahead + LANES * ONE);
                     store(to + i * mr, load(from + i * step));
                     store(to + i * mr + LANES, load(from + i * step + LANES * ONE));
                 }
             }
             for (; i < end; i++) {
-                __builtin_prefetch(from + i * step + AHEAD);
+                __builtin_prefetch(from + i * step + ahead);
                 copy_run((char *)(to + i * mr), from + i * step, mr);
             }
         }
