@@ -60,8 +60,8 @@ def pointwise_conv_backward(
     Sums over pixels are computed in blocks of at most 1,024 pixels, in the order of the layout's letters. Within a
     block the rule of `pwconv.pointwise_conv` holds, with pixels in place of channels; blocks are added in float64. The
     blocks depend on the shapes alone, so results have the same bits for any number of threads, layout, strides of the
-    arrays, and instruction set with FMA. grad_bias is such a sum of products with ones. A `grad_y` that is too large for
-    the caches is read once for all three, block by block.
+    arrays, and instruction set with FMA. grad_bias is such a sum of products with ones. A `grad_y` that does not fit
+    the caches is read once for all three.
 
     The formulas are those of a linear layer (Rumelhart, Hinton and Williams, "Learning representations by
     back-propagating errors", 1986).
