@@ -16,6 +16,7 @@ cdef enum:
     SEGMENT_SUMS = 1 << 19         # sums of all segments together, at most, if there are several
     PACKED_SUMS = 1 << 16          # floats of a block of B
     PACKED_TILES = 8               # tiles of A that are packed at a time, whose lines are then read once
+    READINGS_IN_PLACE = 8          # of each row of B, by as many tiles of A, that are as fast as packing it first
     FEW_PIXELS = SUM_BLOCK         # below it, storing sums across the rows of the result takes as long as the products
     TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
 
@@ -197,6 +198,20 @@ cdef inline bint find_in_place(const Channels* side, Py_ssize_t channel, Py_ssiz
     return True
 
 
+cdef inline bint find_rows_of_b(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssize_t k,
+                                Place* place) noexcept nogil:
+    """Sets where tiles read B's channels of k pixels in place; False if they cannot, or should not.
+
+    Tiles load whole vectors, of channels that are adjacent. Packed panels would be read faster, but not often.
+    """
+    cdef Py_ssize_t first = part.first_b * sums.b_tiling.nr
+    cdef Py_ssize_t channels = min(part.end_b * sums.b_tiling.nr, sums.b.count) - first
+    return (not sums.symmetric and not part.ones and part.end_a - part.first_a <= READINGS_IN_PLACE
+            and sums.b.count % sums.kernels.lanes == 0
+            and find_in_place(&sums.b, part.group * sums.b.count + first, channels, pixel, k, place)
+            and not place.rowwise)
+
+
 cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
                               Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
     """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count.
@@ -293,7 +308,8 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     cdef const float* panels
     cdef const float* panels_of_a = NULL
     cdef uint32_t* counts = <uint32_t*> (memory + sums.counts_at)
-    cdef bint rowwise = False, at_once, kept = sums.kc < pixels
+    cdef bint rowwise = False, in_place, at_once, kept = sums.kc < pixels
+    cdef Place rows
     cdef int vectors, skipped
     cdef tile_t tile
     if sums.mask.data == NULL:
@@ -310,8 +326,12 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
         tile.steps = k
         tile.first = done == 0
         tile.last = done + k == pixels
-        panels = panels_of_b(sums, part.group, part.first_b, part.end_b, pixel + done, k,
-                             counts + done if counts != NULL else NULL, <float*> (memory + sums.panels_at))
+        in_place = find_rows_of_b(sums, part, pixel + done, k, &rows)
+        if in_place:
+            panels = <const float*> rows.at
+        else:
+            panels = panels_of_b(sums, part.group, part.first_b, part.end_b, pixel + done, k,
+                                 counts + done if counts != NULL else NULL, <float*> (memory + sums.panels_at))
         if sums.symmetric:
             panels_of_a = panels
             if not part.diagonal:
@@ -355,8 +375,9 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                         prefetch_panel(sums, part, b_tile - 1 if b_tile > part.first_b else b_tile, pixel + done + k,
                                        &tile)
                 width = vectors * lanes
-                tile.b_step = width * sizeof(float)
-                tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * k + skipped * lanes)
+                tile.b_step = rows.pixel_step if in_place else width * sizeof(float)
+                tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * (1 if in_place else k)
+                                        + skipped * lanes)
                 vectors -= skipped
                 width -= skipped * lanes
                 columns = min(nr, sums.b.count - b_tile * nr)
