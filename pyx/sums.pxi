@@ -202,12 +202,13 @@ cdef inline bint find_rows_of_b(const Sums* sums, const Part* part, Py_ssize_t p
                                 Place* place) noexcept nogil:
     """Sets where tiles read B's channels of k pixels in place; False if they cannot, or should not.
 
-    Tiles load whole vectors, of channels that are adjacent. Packed panels would be read faster, but not often.
+    Tiles load whole vectors, of channels that are adjacent. Packed panels would be read faster, but not often. Tiles of
+    short vectors load twice as often, and were slower.
     """
     cdef Py_ssize_t first = part.first_b * sums.b_tiling.nr
     cdef Py_ssize_t channels = min(part.end_b * sums.b_tiling.nr, sums.b.count) - first
     return (not sums.symmetric and not part.ones and part.end_a - part.first_a <= READINGS_IN_PLACE
-            and sums.b.count % sums.kernels.lanes == 0
+            and sums.kernels.lanes == 16 and sums.b.count % sums.kernels.lanes == 0
             and find_in_place(&sums.b, part.group * sums.b.count + first, channels, pixel, k, place)
             and not place.rowwise)
 
