@@ -207,7 +207,7 @@ static int fills_a_tile(ptrdiff_t outs) {
    bytes, and shorter vectors hardly. Pixels of as many bytes in x and y meet each other so throughout. */
 static int loads_would_wait(const adjacent_t *a, int is_few) {
     enum { LINE = 64, PAGE = 4096, STORES_NEAR = 384 };
-    const size_t behind = (uintptr_t)(a->y - a->x) % PAGE;
+    const size_t behind = ((uintptr_t)a->y - (uintptr_t)a->x) % PAGE;
     if (a->x_step != a->y_step || behind <= 32 || behind >= STORES_NEAR) return 0;
     return !is_few || (sizeof(vec) == LINE && behind % 32 != 0);
 }
