@@ -169,24 +169,18 @@ cdef object compute(EngineSpec spec, Layer layer, Input* x, Buffers* buffers, co
 
     # Memory for all that is made for this call only, then the call.
     cdef size_t at = program.schedule.threads * program.thread_bytes
-    cdef size_t weight_bytes = 0 if program.packs_panels else packed_bytes(&step.plan, step.k, groups)
-    cdef size_t table = aligned(groups * step.channel_pitch * sizeof(float))
     cdef size_t bytes = at
     if layer is None:
-        bytes += weight_bytes + 2 * table
+        bytes += bytes_of_weights(&program)
     if buffers.held[OUTPUT_SCALE]:
-        bytes += batch * table
+        bytes += batch * aligned(groups * step.channel_pitch * sizeof(float))
     if step.transformed:
         bytes += batch * 2 * channel_pitch(in_channels) * sizeof(float)
     cdef Memory memory = take_memory(bytes)
     cdef Memory _packed = None     # keeps the layer's packed weights alive
     cdef char* data = memory.data
     if layer is None:
-        program.unpacked = NULL if program.packs_panels else <float*> (data + at)
-        use_weights(&step, program.unpacked)
-        at += weight_bytes
-        step.bias = fill_tables(view_of(buffers, BIAS), 0.0, groups, step.outs, data, &at, NULL)
-        step.scale = fill_tables(NULL, 1.0, groups, step.outs, data, &at, NULL)
+        place_weights(&program, view_of(buffers, BIAS), data, &at)
     else:
         _packed = use_layer(&step, layer)
     if buffers.held[OUTPUT_SCALE]:

@@ -148,6 +148,11 @@ cdef inline Py_ssize_t cache_share() noexcept nogil:
     return cache_bytes[2] // 4 // sizeof(float)
 
 
+cdef inline bint weights_exceed_l2(const kernel_set_t* kernels, Py_ssize_t k, Py_ssize_t outs) noexcept nogil:
+    """Are a group's weights too many for the second-level cache, which they share with pixels?"""
+    return 2 * weight_bytes(kernels, k, outs) > <Py_ssize_t> cache_bytes[2]
+
+
 cdef inline bint weights_are_far(const Problem* problem, const kernel_set_t* kernels) noexcept nogil:
     """Are weights too many for the caches, so that each block of pixels reads them from memory?"""
     return 2 * weight_bytes(kernels, problem.k, problem.outs) > <Py_ssize_t> cache_bytes[3]

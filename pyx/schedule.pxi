@@ -27,8 +27,8 @@ cdef Schedule choose_schedule(const Problem* problem, Plan* plan) noexcept nogil
     cdef Py_ssize_t tile_pixels = tiling.nr if plan.pixels_in_b else ceil_div(problem.pixels, tiling.tiles)
     cdef Py_ssize_t threads = worthwhile_threads(problem, plan)
     # Weights that come from memory, or are packed again for each block, are used for as many pixels.
-    cdef bint weights_cost = weights_are_far(problem, plan.kernels) or (problem.weights_step != 0 and 2 * weight_bytes(
-        plan.kernels, problem.k, problem.outs) > <Py_ssize_t> cache_bytes[2])
+    cdef bint weights_cost = weights_are_far(problem, plan.kernels) or (
+        problem.weights_step != 0 and weights_exceed_l2(plan.kernels, problem.k, problem.outs))
     cdef Py_ssize_t least = MIN_BLOCK_PIXELS_FAR if weights_cost else MIN_BLOCK_PIXELS
     cdef Py_ssize_t fewest = ceil_div(min(problem.pixels, least), max(1, tile_pixels))
     # The next block is prefetched in its own type, which may take more room than packed pixels.

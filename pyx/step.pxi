@@ -82,3 +82,22 @@ cdef Memory use_layer(Step* step, Layer layer):
     step.in_scale = layer.input_scale
     step.in_shift = layer.input_shift
     return packed
+
+
+cdef size_t bytes_of_weights(const Program* program) noexcept:
+    """Bytes of the weights that are packed for one call, and of their tables."""
+    cdef const Step* step = program.steps
+    cdef size_t packed = 0 if program.packs_panels else packed_bytes(&step.plan, step.k, step.groups)
+    return packed + 2 * aligned(step.groups * step.channel_pitch * sizeof(float))
+
+
+cdef void place_weights(Program* program, const Py_buffer* bias, char* data, size_t* at) noexcept:
+    """Points the only step to where its weights will be packed, at `data + at`, and to its tables; moves `at` past."""
+    cdef Step* step = program.steps
+    program.unpacked = NULL
+    if not program.packs_panels:
+        program.unpacked = <float*> (data + at[0])
+        at[0] += packed_bytes(&step.plan, step.k, step.groups)
+    use_weights(step, program.unpacked)
+    step.bias = fill_tables(bias, 0.0, step.groups, step.outs, data, at, NULL)
+    step.scale = fill_tables(NULL, 1.0, step.groups, step.outs, data, at, NULL)

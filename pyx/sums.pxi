@@ -202,31 +202,25 @@ cdef inline bint find_rows_of_b(const Sums* sums, const Part* part, Py_ssize_t p
                                 Place* place) noexcept nogil:
     """Sets where tiles read B's channels of k pixels in place; False if they cannot, or should not.
 
-    Tiles load whole vectors, of channels that are adjacent. Packed panels would be read faster, but not often. Tiles of
-    short vectors load twice as often, and were slower.
+    Tiles load whole vectors, of channels that are adjacent. Packed panels would be read faster, but not often; tiles of
+    short vectors load twice as often, and were slower. A map whose pixels are the rows of one panel is packed already.
     """
-    cdef Py_ssize_t first = part.first_b * sums.b_tiling.nr
-    cdef Py_ssize_t channels = min(part.end_b * sums.b_tiling.nr, sums.b.count) - first
-    return (not sums.symmetric and not part.ones and part.end_a - part.first_a <= READINGS_IN_PLACE
-            and sums.kernels.lanes == 16 and sums.b.count % sums.kernels.lanes == 0
-            and find_in_place(&sums.b, part.group * sums.b.count + first, channels, pixel, k, place)
-            and not place.rowwise)
+    cdef Py_ssize_t nr = sums.b_tiling.nr, first = part.first_b * nr, last = part.end_b - 1
+    cdef Py_ssize_t end = min(part.end_b * nr, sums.b.count)
+    if sums.shift != NULL or b_vectors(sums, last) * sums.kernels.lanes != end - last * nr or not find_in_place(
+            &sums.b, part.group * sums.b.count + first, end - first, pixel, k, place) or place.rowwise:
+        return False
+    if sums.b_tiling.tiles == 1 and place.pixel_step == sums.b.count * <Py_ssize_t> sizeof(float):
+        return True
+    return sums.kernels.lanes == 16 and not part.ones and part.end_a - part.first_a <= READINGS_IN_PLACE
 
 
 cdef const float* panels_of_b(const Sums* sums, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end, Py_ssize_t pixel,
                               Py_ssize_t k, const uint32_t* counts, float* dst) noexcept nogil:
-    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count.
-
-    The panel of a map that has no more channels than one tile, and whole vectors of them, is the map itself.
-    """
+    """Packs tiles of B, `first` to `end`, for k pixels; centred, and without pixels that do not count."""
     cdef Py_ssize_t nr = sums.b_tiling.nr, tile, width
     cdef Py_ssize_t whole = min(end, sums.b.count // nr)
     cdef Place place
-    if sums.b_tiling.tiles == 1 and sums.shift == NULL and find_in_place(
-            &sums.b, group * sums.b.count, sums.b.count, pixel, k, &place) and not place.rowwise:
-        width = b_vectors(sums, 0) * sums.kernels.lanes
-        if width == sums.b.count and place.pixel_step == width * <Py_ssize_t> sizeof(float):
-            return <const float*> place.at
     if whole > first and find_in_place(&sums.b, group * sums.b.count + first * nr, (whole - first) * nr, pixel, k,
                                        &place) and not place.rowwise:
         sums.isa.pack_columns(dst, nr * k, place.at, place.pixel_step, k, nr, whole - first)
@@ -692,20 +686,6 @@ cdef int plan_layer(const Sums* sums, const Channels* rows, const Axes* axes, co
     return 0
 
 
-cdef size_t bytes_of_weights(const Step* step) noexcept:
-    return packed_bytes(&step.plan, step.k, step.groups) + 2 * aligned(step.channel_pitch * sizeof(float))
-
-
-cdef void place_weights(Program* program, char* data) noexcept:
-    """Where weights of a layer will be packed, and its tables."""
-    cdef Step* step = program.steps
-    cdef size_t at = packed_bytes(&step.plan, step.k, step.groups)
-    program.unpacked = <float*> data
-    use_weights(step, program.unpacked)
-    step.bias = fill_tables(NULL, 0.0, 1, step.outs, data, &at, NULL)
-    step.scale = fill_tables(NULL, 1.0, 1, step.outs, data, &at, NULL)
-
-
 def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, num_threads, weight=None, product=None):
     """out[o, i] = the sum over pixels of rows[o] * columns[i], for o and i of the same group.
 
@@ -808,13 +788,13 @@ def sums_of_products(rows, columns, out, ones, Py_ssize_t groups, shift, mask, n
             at += aligned(apart.segments * part_sums(&apart) * sizeof(double))
         weights_at = at
         if sums.layer != NULL:
-            at += bytes_of_weights(&step)
+            at += bytes_of_weights(&program)
         memory = take_memory(at)
         sums.memory = memory.data
         sums.totals = <double*> (memory.data + sums.thread_bytes * sums.threads)
         apart.totals = <double*> (memory.data + apart_at)
         if sums.layer != NULL:
-            place_weights(&program, memory.data + weights_at)
+            place_weights(&program, NULL, memory.data, &weights_at)
         release_and_run(run_sums, &sums, &sums.threads)
         give_back(memory)
     finally:

@@ -41,8 +41,8 @@ cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const c
             prefetch.channel_step = block.x.channel_step
             prefetch.shares = kernels.k_step // kernels.prefetches * prefetch.lines
             prefetch.step = kernels.k_step // kernels.prefetches * prefetch.channel_step
-    elif block.weights == NULL and ((plan.packed and not plan.rowwise) or (
-            weight_bytes(kernels, step.k, step.outs) > <Py_ssize_t> cache_bytes[2] // 2)):
+    elif block.weights == NULL and (
+            (plan.packed and not plan.rowwise) or weights_exceed_l2(kernels, step.k, step.outs)):
         prefetch.at = panel + column_floats(kernels, step.k) * nr * sizeof(float)
         prefetch.step = nr * step_bytes(kernels) // kernels.prefetches
         prefetch.lines = prefetch.shares = ceil_div(prefetch.step, 64)

@@ -39,7 +39,7 @@ cdef inline bint packed_in_panels(const Plan* plan, const Schedule* schedule, Py
     """
     return (not plan.streamed and not plan.pixels_in_b and not plan.kernels.terms
             and schedule.spans * schedule.pixel_blocks <= BLOCKS_THAT_PACK
-            and 2 * weight_bytes(plan.kernels, k, plan.out_tiling.extent) > <Py_ssize_t> cache_bytes[2])
+            and weights_exceed_l2(plan.kernels, k, plan.out_tiling.extent))
 
 
 cdef inline bint packed_in_rows(const Plan* plan, const Weights* weights) noexcept nogil:
