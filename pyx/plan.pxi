@@ -44,8 +44,8 @@ cdef struct Tiling:
 
 
 cdef struct StepCycles:
-    # Of one step of the sum of a tile: of each FMA, and of each element of A besides.
-    double fma, broadcast
+    # Of one step of the sum of a tile: of each FMA, of each element of A besides, and at least of each row.
+    double fma, broadcast, row
 
 
 cdef struct Plan:
