@@ -198,6 +198,22 @@ cdef inline bint find_in_place(const Channels* side, Py_ssize_t channel, Py_ssiz
     return True
 
 
+cdef inline void prefetch_rows(const Channels* side, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t pixels,
+                               Py_ssize_t pixel, Py_ssize_t k, tile_t* tile) noexcept nogil:
+    """Lets tiles prefetch channels of k pixels from `pixel` on, where a pixel's channels are adjacent.
+
+    No further than the last pixel: behind the map there may be no memory, and then a prefetch takes tens of cycles.
+    """
+    cdef Place place
+    channels = min(channels, side.count - channel % side.count)
+    if pixel < pixels and find_in_place(side, channel, channels, min(pixel, pixels - k), k, &place) and (
+            not place.rowwise):
+        tile.prefetch = place.at
+        tile.prefetch_step = place.pixel_step
+        tile.prefetch_next = 64
+        tile.prefetch_repeats = channels * <Py_ssize_t> sizeof(float) // 64 + 1
+
+
 cdef inline bint find_rows_of_b(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssize_t k,
                                 Place* place) noexcept nogil:
     """Sets where tiles read B's channels of k pixels in place; False if they cannot, or should not.
@@ -268,28 +284,12 @@ cdef Py_ssize_t prepare_rows(const Sums* sums, const Part* part, Py_ssize_t firs
     tile.a = <const char*> panels
     tile.a_step = mr * sizeof(float)
     tile.a_next = mr * k * sizeof(float)
-    tile.prefetch = place.at + tiles * mr * <Py_ssize_t> sizeof(float)
-    if first + tiles == part.end_a:
-        tile.prefetch = place.at + k * place.pixel_step - (
-            row - tile_start(&sums.a_tiling, part.first_a)) * <Py_ssize_t> sizeof(float)
-    tile.prefetch_step = place.pixel_step
-    tile.prefetch_next = 64
-    tile.prefetch_repeats = tiles * mr * <Py_ssize_t> sizeof(float) // 64 + 1
+    if first + tiles < part.end_a:
+        prefetch_rows(&sums.a, channel + tiles * mr, tiles * mr, sums.pixels, pixel, k, tile)
+    else:
+        prefetch_rows(&sums.a, part.group * sums.a.count + tile_start(&sums.a_tiling, part.first_a), tiles * mr,
+                      sums.pixels, pixel + k, k, tile)
     return tiles
-
-
-cdef inline void prefetch_panel(const Sums* sums, const Part* part, Py_ssize_t b_tile, Py_ssize_t pixel,
-                                tile_t* tile) noexcept nogil:
-    """Lets tiles of A prefetch those channels of B that a panel holds, for the pixels from `pixel` on."""
-    cdef Py_ssize_t first = b_tile * sums.b_tiling.nr
-    cdef Place place
-    if pixel < sums.pixels and find_in_place(
-            &sums.b, part.group * sums.b.count + first, min(sums.b_tiling.nr, sums.b.count - first), pixel, 1, &place):
-        if not place.rowwise:
-            tile.prefetch = place.at
-            tile.prefetch_step = place.pixel_step
-            tile.prefetch_next = 64
-            tile.prefetch_repeats = sums.b_tiling.nr * <Py_ssize_t> sizeof(float) // 64 + 1
 
 
 cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssize_t pixels, bint first,
@@ -297,7 +297,7 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
     """Adds the products of one block of pixels to the totals of a part's tiles; False if no pixel counts."""
     cdef const kernel_set_t* kernels = sums.kernels
     cdef Py_ssize_t lanes = kernels.lanes, nr = sums.b_tiling.nr, done = 0, a_tile, b_tile, row, panel, k, tiles, i
-    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, next_place, columns, width
+    cdef Py_ssize_t sums_of_tile = tile_sums(sums), place, next_place, columns, width, b_channel
     cdef float* a_panels = <float*> (memory + sums.a_at)
     cdef float* partial = <float*> (memory + sums.partial_at)
     cdef const float* panels
@@ -363,12 +363,13 @@ cdef bint sum_block(const Sums* sums, const Part* part, Py_ssize_t pixel, Py_ssi
                 if tile.prefetch == NULL or b_tile > part.first_b:
                     tile.prefetch = <const char*> panels
                     tile.prefetch_step = tile.prefetch_next = 0
+                    b_channel = part.group * sums.b.count + b_tile * nr
                     if sums.symmetric and a_tile < part.first_a + 2:
-                        prefetch_panel(sums, part, b_tile, pixel + done + k, &tile)
+                        prefetch_rows(&sums.b, b_channel, nr, sums.pixels, pixel + done + k, k, &tile)
                         tile.prefetch += (a_tile - part.first_a) * 64
                     elif a_tile == part.first_a:
-                        prefetch_panel(sums, part, b_tile - 1 if b_tile > part.first_b else b_tile, pixel + done + k,
-                                       &tile)
+                        prefetch_rows(&sums.b, b_channel - (nr if b_tile > part.first_b else 0), nr, sums.pixels,
+                                      pixel + done + k, k, &tile)
                 width = vectors * lanes
                 tile.b_step = rows.pixel_step if in_place else width * sizeof(float)
                 tile.b = <const char*> (panels + (b_tile - part.first_b) * nr * (1 if in_place else k)
@@ -586,7 +587,7 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
     b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
     sums.kc = PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK
     if not sums.a.pixels_adjacent:
-        sums.kc = min(sums.kc, <Py_ssize_t> 2 * SUM_BLOCK)  # so that the lines of a tile of A stay in cache
+        sums.kc = min(sums.kc, <Py_ssize_t> SUM_BLOCK)  # so that the lines of a tile of A stay in cache
     sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
     threads = <int> min(<double> threads, threads_worth(active_isa, best, forked))
     if sums.symmetric:
