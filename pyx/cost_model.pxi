@@ -14,7 +14,7 @@ cdef inline StepCycles step_cycles(const kernel_set_t* kernels, Py_ssize_t isa) 
 
 
 cdef inline double tile_cycles(StepCycles step, Py_ssize_t mr, int vectors, double near) noexcept nogil:
-    """One step of a tile: bound by FMAs, broadcasts, loads, the latency of too few sums, or by the cache that holds B."""
+    """One step of a tile: bound by FMAs, broadcasts, loads, latency of few sums, or the cache that holds B."""
     return (max(step.fma * mr * vectors, step.row * mr, 0.5 * (mr + vectors), 4.0, near * vectors)
             + step.broadcast * mr + 0.06 * (mr + vectors) + 0.25)
 

@@ -143,6 +143,11 @@ cdef inline int vectors_for(const kernel_set_t* kernels, Py_ssize_t columns) noe
     return vectors
 
 
+cdef inline int vectors_of_tile(const Plan* plan, Py_ssize_t tile) noexcept nogil:
+    """NR, in vectors, of a tile of out channels where they are operand B."""
+    return vectors_for(plan.kernels, tile_start(&plan.out_tiling, tile + 1) - tile_start(&plan.out_tiling, tile))
+
+
 cdef inline Py_ssize_t cache_share() noexcept nogil:
     """Floats of the second-level cache for each of the arrays that a block shares it with."""
     return cache_bytes[2] // 4 // sizeof(float)

@@ -17,9 +17,22 @@ cdef struct Prefetch:
     bint pixels_of_a               # instead: pixels that are columns of A, tile after tile
 
 
-cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const char* panel,
+cdef inline const float* panel_of_weights(const Step* step, const Block* block, Py_ssize_t tile) noexcept nogil:
+    """Those weights of a panel of B, packed before, that a block of K has."""
+    cdef const Plan* plan = &step.plan
+    cdef Py_ssize_t width = vectors_of_tile(plan, tile) * plan.kernels.lanes
+    return (step.weights + block.group * step.group_stride
+            + tile_start(&plan.out_tiling, tile) * column_floats(plan.kernels, step.k)
+            + column_floats(plan.kernels, block.first_k) * width)
+
+
+cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const char* panel, Py_ssize_t tile,
                                    Py_ssize_t column) noexcept nogil:
-    """Chooses what is prefetched during a panel of B: pixels, or weights from beyond the cache, never both."""
+    """Chooses what is prefetched during a panel of B: pixels, or weights from beyond the cache, never both.
+
+    Nothing behind the end of a map or of the weights: there may be no memory, of which each prefetch takes as long as a
+    cache miss, or on a virtual machine longer.
+    """
     cdef const Plan* plan = &step.plan
     cdef const kernel_set_t* kernels = plan.kernels
     cdef Py_ssize_t nr = plan.vectors * kernels.lanes, distance
@@ -43,8 +56,10 @@ cdef inline Prefetch plan_prefetch(const Step* step, const Block* block, const c
             prefetch.step = kernels.k_step // kernels.prefetches * prefetch.channel_step
     elif block.weights == NULL and (
             (plan.packed and not plan.rowwise) or weights_exceed_l2(kernels, step.k, step.outs)):
-        prefetch.at = panel + column_floats(kernels, step.k) * nr * sizeof(float)
-        prefetch.step = nr * step_bytes(kernels) // kernels.prefetches
+        # The next panel; after the last one the first one, with which the next block of pixels begins.
+        tile = tile + 1 if tile + 1 < block.end_out_tile else block.first_out_tile
+        prefetch.at = <const char*> panel_of_weights(step, block, tile)
+        prefetch.step = vectors_of_tile(plan, tile) * kernels.lanes * step_bytes(kernels) // kernels.prefetches
         prefetch.lines = prefetch.shares = ceil_div(prefetch.step, 64)
     else:
         prefetch.pixels_of_a = pixels_known and column == 0
@@ -86,7 +101,10 @@ cdef inline Py_ssize_t prefetch_for(const Step* step, const Block* block, const 
             tile.prefetch = run.at + block_offset(step, block)
             tile.prefetch_step = prefetch.step
             tile.prefetch_next = tile.mr * run.step
-            return max(<Py_ssize_t> 1, min(most, run.count // tile.mr))
+            if run.count < tile.mr:
+                tile.prefetch_step = 0
+                return 1
+            return min(most, run.count // tile.mr)
     elif a_tile * prefetch.lines < prefetch.shares:
         tile.prefetch = prefetch.at + a_tile * prefetch.channel_step
         tile.prefetch_step = prefetch.step
@@ -135,7 +153,7 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
     for b_tile in range(first_b_tile, end_b_tile):
         column = tile_start(b_tiles, b_tile)
         nr = tile_start(b_tiles, b_tile + 1) - column
-        vectors = plan.vectors if nr == b_tiles.nr else vectors_for(kernels, nr)
+        vectors = vectors_for(kernels, nr)
         width = vectors * kernels.lanes
         storable = (tile.last and step.plain and block.y.kind == KIND_FLOAT32
                     and (nr > width - kernels.lanes or block.y.slack))
@@ -147,13 +165,13 @@ cdef void macro_kernel(const Step* step, const Block* block) noexcept nogil:
         else:
             tile.b_step = width * step_size
             if block.weights == NULL:
-                tile.b = <const char*> (weights + column * column_size + k_offset * width)
+                tile.b = <const char*> panel_of_weights(step, block, b_tile)
             else:
                 pack_panel(plan, &step.raw, block.group, b_tile, block.first_k, block.k, block.weights)
                 tile.b = <const char*> block.weights
             storable = storable and block.y.channel_step == sizeof(float)
             tile.bias = bias + column
-        prefetch = plan_prefetch(step, block, tile.b, column)
+        prefetch = plan_prefetch(step, block, tile.b, b_tile, column)
         row = tile_start(a_tiles, first_a_tile)
         a_tile = first_a_tile
         while a_tile < end_a_tile:

@@ -8,6 +8,7 @@
 /* Bytes behind the pixels that are multiplied from which on x is prefetched: lines arrive from memory before they are
    read, and stay in the first-level cache. Hardware does as well for few channels, whose lines are read in order. */
 enum { ROWS_AHEAD = 2048, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8, MAX_QUAD_OUTS = 12 };
+enum { MOST_AT_ONCE = LANES > MAX_ROWS_MR ? LANES : MAX_ROWS_MR }; /* pixels */
 
 /* A function of its own, whose loops have all registers. */
 #define APART __attribute__((noinline))
@@ -16,8 +17,10 @@ enum { ROWS_AHEAD = 2048, FEW_AHEAD_MIN_K = 8, MAX_ROWS_MR = 8, MAX_QUAD_OUTS = 
 typedef struct {
     const char *x;
     ptrdiff_t x_step, k;
-    const char *ahead;    /* what is prefetched during the first pixel, */
-    ptrdiff_t ahead_step; /* and the bytes to that of the next pixel */
+    const char *ahead;    /* pixels in memory, of which are prefetched: */
+    ptrdiff_t ahead_at;   /* during the first pixel those from this byte on, */
+    ptrdiff_t ahead_step; /* so many bytes further during the next one, */
+    ptrdiff_t ahead_most; /* and none from further than this byte on */
     const float *weights;
     ptrdiff_t outs, pixels;
     char *y;
@@ -28,6 +31,11 @@ typedef struct {
     int clips;
     float low, high; /* the clip */
 } rows_t;
+
+/* What is prefetched from the i-th pixel on. */
+INLINE const char *ahead_of(const rows_t *p, ptrdiff_t i) {
+    return p->ahead + smaller_of(p->ahead_at + i * p->ahead_step, p->ahead_most);
+}
 
 #define ROWS(name) name
 #define ROWS_LANES LANES
@@ -95,7 +103,7 @@ INLINE void multiply_few_of(const rows_t *record, const int OUTS) {
     FOR_VECTORS_FROM(i, p.pixels, second) {
         char *y = p.y + i * p.y_step;
         vec sum[4];
-        sum_quads(&p, p.x + i * p.x_step, p.weights, 0, p.ahead + i * p.ahead_step, ahead_bytes, OUTS, OUTS, sum);
+        sum_quads(&p, p.x + i * p.x_step, p.weights, 0, ahead_of(&p, i), ahead_bytes, OUTS, OUTS, sum);
         if (OUTS > 1 && p.y_step == sizeof(float)) {
             UNROLL for (int o = 0; o < OUTS; o++) store(y + o * p.y_channel_step, sum[o]);
         } else {
@@ -125,8 +133,7 @@ INLINE void multiply_quads_of(const rows_t *record, ptrdiff_t first, ptrdiff_t p
         const ptrdiff_t i = first + n;
         char *y = p.y + i * p.y_step + out * (ptrdiff_t)sizeof(float);
         vec sum[MAX_QUAD_OUTS];
-        sum_quads(&p, p.x + i * p.x_step, p.weights + out * p.k, out, p.ahead + i * p.ahead_step, ahead_bytes, LANES,
-                  OUTS, sum);
+        sum_quads(&p, p.x + i * p.x_step, p.weights + out * p.k, out, ahead_of(&p, i), ahead_bytes, LANES, OUTS, sum);
         /* The last quad may overlap the one before. */
         UNROLL for (int o = 0; o < OUTS; o += 4) {
             const int from = o + 4 <= OUTS ? o : OUTS - 4;
@@ -268,8 +275,10 @@ static void multiply_adjacent(const adjacent_t *a) {
             const rows_t p = {.x = x,
                               .x_step = here ? a->x_step : a->k * ONE,
                               .k = a->k,
-                              .ahead = here ? x + ROWS_AHEAD + LANES * a->x_step : a->x + (i + n) * a->x_step,
+                              .ahead = a->x,
+                              .ahead_at = here ? (i + LANES) * a->x_step + ROWS_AHEAD : (i + n) * a->x_step,
                               .ahead_step = a->x_step,
+                              .ahead_most = larger_of(0, a->pixels - MOST_AT_ONCE) * a->x_step,
                               .weights = a->weights,
                               .outs = a->outs,
                               .pixels = least,

@@ -27,6 +27,10 @@ INLINE ptrdiff_t smaller_of(ptrdiff_t a, ptrdiff_t b) {
     return a < b ? a : b;
 }
 
+INLINE ptrdiff_t larger_of(ptrdiff_t a, ptrdiff_t b) {
+    return a > b ? a : b;
+}
+
 /* Two bytes at any address. */
 typedef uint16_t loose_uint16 __attribute__((aligned(1), may_alias));
 
@@ -240,7 +244,7 @@ static void deinterleave_quads(char *dst, ptrdiff_t d_row, const char *src, ptrd
     FOR_VECTORS(i, pixels) {
         /* The next pixels are fetched in the order in which they lie in memory, as hardware expects, although quads are
            read across them. */
-        const char *ahead = src + (i + LANES) * step;
+        const char *ahead = src + smaller_of(i + LANES, pixels - LANES) * step;
         for (ptrdiff_t c = 0; c < channels; c = c + 8 <= channels || c + 4 == channels ? c + 4 : channels - 4) {
             vec plane[4];
             UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line);
@@ -302,7 +306,7 @@ static void interleave_quads(char *dst, ptrdiff_t step, const char *src, ptrdiff
                              ptrdiff_t pixels) {
     enum { ONE = sizeof(float), LINE = 64 };
     FOR_VECTORS(i, pixels) {
-        const char *ahead = dst + i * step + STORES_AHEAD;
+        const char *ahead = dst + smaller_of(i * step + STORES_AHEAD, (pixels - LANES) * step);
         for (ptrdiff_t c = 0; c < channels; c = c + 8 <= channels || c + 4 == channels ? c + 4 : channels - 4) {
             vec plane[4];
             UNROLL for (int line = 0; line < 4 * (int)sizeof(vec); line += LINE) __builtin_prefetch(ahead + line, 1);

@@ -63,11 +63,12 @@ INLINE void multiply_pixels_of(const pixels_t *p, const int K, const int OUTS, c
         bias[o] = splat(p->bias[o]);
         UNROLL for (int k = 0; k < K; k++) weight[o][k] = splat(p->weights[k * OUTS + o]);
     }
+    const ptrdiff_t last = (p->pixels - LANES) * x_pixel;
     const ptrdiff_t second = p->past_caches ? first_past_caches(y, y_pixel) : 0;
     FOR_VECTORS_FROM(i, p->pixels, second) {
         vec in[4], out[4];
         for (int line = 0; line < (X_OF == FLOATS ? K : 1) * (int)sizeof(vec); line += LINE) {
-            __builtin_prefetch(x + i * x_pixel + PICTURE_AHEAD + line);
+            __builtin_prefetch(x + smaller_of(i * x_pixel + PICTURE_AHEAD, last) + line);
         }
         load_pixels(x + i * x_pixel, in, K, X_OF, x_kind);
         UNROLL for (int o = 0; o < OUTS; o++) {

@@ -62,11 +62,11 @@ INLINE void ROWS(multiply_tile)(const rows_t *record, ptrdiff_t first, ptrdiff_t
     const ptrdiff_t ahead_step = MR * p.ahead_step / p.k;
     ptrdiff_t i = first;
     for (; i + MR <= first + pixels; i += MR) {
-        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, p.ahead + i * p.ahead_step,
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, ahead_of(&p, i),
                             ahead_step, VECTORS, MR, i + MR <= over);
     }
     for (; i < first + pixels; i++) {
-        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, p.ahead, 0, VECTORS, 1, i < over);
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, ahead_of(&p, i), 0, VECTORS, 1, i < over);
     }
 }
 

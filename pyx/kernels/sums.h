@@ -60,9 +60,9 @@ static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, pt
     /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
     const ptrdiff_t inside = k - (copied + mr - 1) / mr + 1;
     const ptrdiff_t whole = step >= (copied - mr) * ONE ? smaller_of(inside, k - 1) : 0;
-    const ptrdiff_t ahead = ROWS * step; /* the same columns of the next rows */
     for (ptrdiff_t first = 0; first < k; first += ROWS) {
         const ptrdiff_t end = smaller_of(first + ROWS, k), fast = smaller_of(end, whole);
+        const ptrdiff_t ahead = smaller_of(ROWS, k - end) * step; /* the same columns of the next rows */
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             float *to = dst + panel * panel_floats;
             const char *from = src + panel * mr * ONE;
