@@ -2,17 +2,19 @@
 
 import string
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwconv import arguments, reference, runtime
 from pwconv.activations import derivative
-from pwconv.arguments import ActivationLike, Backward, Float32Array, StrideLike
+from pwconv.arguments import ActivationLike, Backward, Float32Array, Spec, StrideLike
 from pwconv.functional import pointwise_conv
 
 _PACKED_ELEMENTS = 1 << 20  # elements of the transposed weights that are packed at a time
+_FLOAT32 = np.dtype(np.float32)
 _PIXEL_LETTERS = string.ascii_uppercase.replace("C", "").replace("N", "")
 
 
@@ -72,6 +74,12 @@ def pointwise_conv_backward(
     >>> [grad.shape for grad in pwconv.pointwise_conv_backward(grad_y, x, weight)]
     [(2, 64, 9, 9), (16, 64), (16,)]
     """
+    # No tuple of strides, which would be the same key as one of other numbers: True == 1 == 1.0, yet only 1 is valid.
+    names = (stride, groups, layout, weight_layout, need, num_threads, backend)
+    if _are_plain(grad_y, x, weight) and type(stride) is int and _is_hashable(names):
+        product = _product_of_shapes(grad_y.shape, x.shape, weight.shape, *names)
+        if product is not None:
+            return _gradients_of_product(product, grad_y, x, arguments.weight_matrix(weight, product.spec))
     options: dict[str, Any] = {
         "stride": stride,
         "groups": groups,
@@ -84,15 +92,13 @@ def pointwise_conv_backward(
     task = arguments.check_backward(grad_y, x, weight, **options)
     if task.spec.backend == "numpy":
         return reference.pointwise_conv_backward(grad_y, x, weight, **options)
-    whole = np.empty(np.shape(x), np.float32) if "x" in task.need and _is_one_product(task) else None
-    grad_weight, grad_bias, computed = _sums_over_pixels(task, np.shape(weight), whole)
+    product = _product_of(task, np.shape(weight))
+    if product is not None:
+        return _gradients_of_product(product, task.grad_y, task.parts[0], task.matrix)
+    grad_weight, grad_bias = _sums_over_pixels(task, np.shape(weight))
     if "x" not in task.need:
         return None, grad_weight, grad_bias
-    grads = _grads_x(task) if whole is None else [whole]
-    if whole is not None and not computed:
-        pointwise_conv(
-            task.grad_y, task.matrix, weight_layout="IO", layout=layout, out=whole, num_threads=task.call.num_threads
-        )
+    grads = _grads_x(task)
     return (grads if isinstance(task.call.x, list) else grads[0]), grad_weight, grad_bias
 
 
@@ -190,10 +196,92 @@ def chain_backward(
 # The three sums -------------------------------------------------------------------------------------------------------
 
 
-def _is_one_product(task: Backward) -> bool:
-    """Is the gradient of `x` one product of `grad_y` with weights that are few enough to be packed at once?"""
+class _Product(NamedTuple):
+    """A call in which the gradient of `x` is one product of `grad_y` with the weights, of whole arrays."""
+
+    spec: Spec
+    layout: str
+    channels_first: tuple[int, ...]  # the order of axes that begins with the channels
+    need: frozenset[str]
+    weight_shape: tuple[int, ...]
+    num_threads: int | None
+
+
+def _product_of(task: Backward, weight_shape: tuple[int, ...]) -> _Product | None:
+    """Return the call as one product, of weights that are few enough to be packed at once; None if it is not."""
     simple = task.spec.groups == 1 and _takes_all_pixels(task) and not isinstance(task.call.x, list)
-    return simple and task.matrix.size <= _PACKED_ELEMENTS
+    if not simple or task.matrix.size > _PACKED_ELEMENTS or not task.grad_y.size:
+        return None
+    order = _channels_first_axes(task.call.layout)
+    return _Product(task.spec, task.call.layout, order, task.need, weight_shape, task.call.num_threads)
+
+
+def _are_plain(*arrays: Any) -> bool:
+    """Are these float32 arrays, of no other type, about which only their shapes need checking?"""
+    return all(type(array) is np.ndarray and array.dtype is _FLOAT32 for array in arrays)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=512, typed=True)
+def _product_of_shapes(
+    grad_y: tuple[int, ...],
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: int,
+    groups: int,
+    layout: str,
+    weight_layout: str,
+    need: Any,
+    num_threads: int | None,
+    backend: str,
+) -> _Product | None:
+    """Check a call by the shapes of its arrays; return it as one product, or None if it is not one for the engine."""
+    task = arguments.check_backward(
+        *map(arguments.array_of_shape, (grad_y, x, weight)),
+        stride=stride,
+        groups=groups,
+        layout=layout,
+        weight_layout=weight_layout,
+        need=need,
+        num_threads=num_threads,
+        backend=backend,
+    )
+    return None if task.spec.backend == "numpy" else _product_of(task, weight)
+
+
+def _gradients_of_product(
+    product: _Product, grad_y: Float32Array, x: NDArray[Any], matrix: Float32Array
+) -> tuple[Float32Array | None, Float32Array | None, Float32Array | None]:
+    """Compute all gradients of a call; where `grad_y` comes from memory, the engine may do so in one pass over it."""
+    need, first = product.need, product.channels_first
+    grad_x = np.empty(x.shape, np.float32) if "x" in need else None
+    kernel = np.empty(product.weight_shape, np.float32) if "weight" in need else None
+    bias = np.empty(len(matrix), np.float32) if "bias" in need else None
+    computed = False
+    if kernel is not None or bias is not None:
+        computed = runtime.engine.sums_of_products(
+            [grad_y.transpose(first)],
+            [x.transpose(first)],
+            None if kernel is None else arguments.weight_matrix(kernel, product.spec),
+            bias,
+            1,
+            None,
+            None,
+            product.num_threads,
+            *((None, None) if grad_x is None else (matrix.T, grad_x.transpose(first))),
+        )
+    if grad_x is not None and not computed:
+        pointwise_conv(
+            grad_y, matrix, weight_layout="IO", layout=product.layout, out=grad_x, num_threads=product.num_threads
+        )
+    return grad_x, kernel, bias
 
 
 def _grads_x(task: Backward) -> list[Float32Array]:
@@ -236,25 +324,18 @@ def _runs(first: int, end: int, width: int, most: int) -> Iterator[range]:
         first += count
 
 
-def _sums_over_pixels(
-    task: Backward, shape: tuple[int, ...], whole: Float32Array | None
-) -> tuple[Float32Array | None, Float32Array | None, bool]:
-    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself.
-
-    Where `grad_y` comes from memory, the engine may compute the gradient of `x` in the same pass, into `whole`; did it?
-    """
+def _sums_over_pixels(task: Backward, shape: tuple[int, ...]) -> tuple[Float32Array | None, Float32Array | None]:
+    """Compute the gradients of the weights and the bias: sums over pixels of products, and of `grad_y` itself."""
     make = np.empty if task.grad_y.size else np.zeros
     kernel = make(shape, np.float32) if "weight" in task.need else None
     matrix = None if kernel is None else arguments.weight_matrix(kernel, task.spec)
     bias = make(len(task.matrix), np.float32) if "bias" in task.need else None
-    if not task.grad_y.size or (kernel is None and bias is None):
-        return kernel, bias, False
-    rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
-    product = (None, None) if whole is None else (task.matrix.T, _channels_first(whole, task))
-    computed = runtime.engine.sums_of_products(
-        rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads, *product
-    )
-    return kernel, bias, computed
+    if task.grad_y.size and (kernel is not None or bias is not None):
+        rows, columns = [_channels_first(task.grad_y, task)], [_sampled(part, task) for part in task.parts]
+        runtime.engine.sums_of_products(
+            rows, columns, matrix, bias, task.spec.groups, None, None, task.call.num_threads
+        )
+    return kernel, bias
 
 
 # Maps as matrices of channels and pixels ------------------------------------------------------------------------------
@@ -262,8 +343,13 @@ def _sums_over_pixels(
 
 def _channels_first(map_: NDArray[Any], task: Backward) -> NDArray[Any]:
     """View a map with its channels on the first axis, and pixels (images too) on the others."""
-    axis = task.call.layout.index("C")
-    return map_.transpose(axis, *range(axis), *range(axis + 1, map_.ndim))
+    return map_.transpose(_channels_first_axes(task.call.layout))
+
+
+def _channels_first_axes(layout: str) -> tuple[int, ...]:
+    """Return the order of a map's axes that begins with the channels."""
+    axis = layout.index("C")
+    return axis, *range(axis), *range(axis + 1, len(layout))
 
 
 def _letters(map_: NDArray[Any]) -> str:
