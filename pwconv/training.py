@@ -75,7 +75,8 @@ def pointwise_conv_backward(
     [(2, 64, 9, 9), (16, 64), (16,)]
     """
     # No tuple of strides, which would be the same key as one of other numbers: True == 1 == 1.0, yet only 1 is valid.
-    names = (stride, groups, layout, weight_layout, need, num_threads, backend)
+    wanted = tuple(need) if type(need) is list else need
+    names = (stride, groups, layout, weight_layout, wanted, num_threads, backend)
     if _are_plain(grad_y, x, weight) and type(stride) is int and _is_hashable(names):
         product = _product_of_shapes(grad_y.shape, x.shape, weight.shape, *names)
         if product is not None:

@@ -19,6 +19,7 @@ cdef enum:
     READINGS_IN_PLACE = 8          # of each row of B, by as many tiles of A, that are as fast as packing it first
     FEW_PIXELS = SUM_BLOCK         # below it, storing sums across the rows of the result takes as long as the products
     TASK_SUMS = 1 << 17            # sums that a task holds where there is one segment
+    PACKING = 4                    # cycles to pack a vector of channels
 
 
 cdef struct Channels:
@@ -556,11 +557,34 @@ cdef double sums_cycles(const Sums* sums) noexcept nogil:
     return cycles * sums.pixels * sums.groups * (0.5 if sums.symmetric else 1.0)
 
 
+cdef void divide_among_threads(Sums* sums, double cycles, int threads) noexcept:
+    """Chooses the parts of A and of B, at least as many as they are, by the expected time of the busiest thread.
+
+    B is packed again for each part of A, and A for each part of B. `cycles`: expected for all products.
+    """
+    cdef Py_ssize_t fewest_a = sums.a_parts, fewest_b = sums.b_parts, tasks = sums.groups * sums.segments
+    cdef Py_ssize_t a_tiles, b_tiles, a_parts, b_parts, most = fewest_a * fewest_b + 4 * threads
+    cdef double tile = cycles / tasks / (sums.a_tiling.tiles * sums.b_tiling.tiles)
+    cdef double pixels = <double> sums.pixels / sums.segments, expected, best = -1.0
+    cdef double pack_a = 0.0 if sums.a.pixels_adjacent else pixels * sums.a_tiling.mr * PACKING / sums.kernels.lanes
+    cdef double pack_b = pixels * sums.vectors * PACKING
+    for b_parts in range(fewest_b, min(sums.b_tiling.tiles, fewest_b + threads) + 1):
+        b_tiles = ceil_div(sums.b_tiling.tiles, b_parts)
+        for a_parts in range(fewest_a, min(sums.a_tiling.tiles, most // b_parts) + 1):
+            a_tiles = ceil_div(sums.a_tiling.tiles, a_parts)
+            expected = ceil_div(tasks * a_parts * b_parts, threads) * (
+                tile * a_tiles * b_tiles + pack_a * a_tiles + pack_b * b_tiles)
+            if best < 0.0 or expected < 0.99 * best:
+                best = expected
+                sums.a_parts = a_parts
+                sums.b_parts = b_parts
+
+
 cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
     """Chooses the partition of the pixels, which shapes alone decide, then tiles and tasks."""
     cdef Py_ssize_t results = sums.groups * sums.a.count * sums.b.count
-    cdef Py_ssize_t tiles, a_tiles, b_tiles, tasks, fewest, parts
-    cdef double cycles, best = -1.0, balance
+    cdef Py_ssize_t a_tiles, b_tiles
+    cdef double cycles, best = -1.0
     cdef int vectors, chosen = 1
     sums.blocks = ceil_div(sums.pixels, SUMMED_PIXELS)
     if sums.blocks > 1:
@@ -581,37 +605,28 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
             best = cycles
             chosen = vectors
     tile_channels(sums, chosen)
+    threads = <int> min(<double> threads, threads_worth(active_isa, best, forked))
     # Blocks of B whose panels stay in the second-level cache.
     sums.b_parts = ceil_div(sums.b_tiling.tiles * sums.b_tiling.nr, PACKED_SUMS // SUM_BLOCK)
     sums.b_parts = min(sums.b_parts, sums.b_tiling.tiles)
+    sums.a_parts = 1
     b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
+    if sums.symmetric:
+        sums.parts = sums.b_parts * (sums.b_parts + 1) // 2
+        sums.part_tiles = (b_tiles * sums.panel_tiles + 1) * b_tiles
+    else:
+        if sums.segments == 1:
+            a_tiles = max(<Py_ssize_t> 1, TASK_SUMS // (b_tiles * sums.b_tiling.nr * sums.kernels.mr[chosen]))
+            sums.a_parts = max(<Py_ssize_t> 1, ceil_div(sums.a_tiling.tiles, a_tiles))
+        if with_products:
+            divide_among_threads(sums, best, threads)
+        b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
+        sums.parts = sums.groups * sums.a_parts * sums.b_parts
+        sums.part_tiles = (ceil_div(sums.a_tiling.tiles, sums.a_parts) + sums.with_ones) * b_tiles
     sums.kc = PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK
     if not sums.a.pixels_adjacent:
         sums.kc = min(sums.kc, <Py_ssize_t> SUM_BLOCK)  # so that the lines of a tile of A stay in cache
     sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
-    threads = <int> min(<double> threads, threads_worth(active_isa, best, forked))
-    if sums.symmetric:
-        sums.a_parts = 1
-        sums.parts = sums.b_parts * (sums.b_parts + 1) // 2
-        sums.part_tiles = (b_tiles * sums.panel_tiles + 1) * b_tiles
-    else:
-        tiles = sums.a_tiling.tiles
-        fewest = 1
-        if sums.segments == 1:
-            a_tiles = max(<Py_ssize_t> 1, TASK_SUMS // (b_tiles * sums.b_tiling.nr * sums.kernels.mr[chosen]))
-            fewest = max(<Py_ssize_t> 1, ceil_div(tiles, a_tiles))
-        # The even share of the work over that of the busiest thread. B is packed again for each part of A.
-        tasks = sums.groups * sums.b_parts * sums.segments
-        sums.a_parts = fewest
-        best = -1.0
-        for parts in range(fewest, min(tiles, fewest + 4 * threads) + 1):
-            balance = (<double> tasks * tiles / threads / (ceil_div(tasks * parts, threads) * ceil_div(tiles, parts))
-                       - 0.02 * (parts - fewest))
-            if balance > best:
-                best = balance
-                sums.a_parts = parts
-        sums.parts = sums.groups * sums.a_parts * sums.b_parts
-        sums.part_tiles = (ceil_div(tiles, sums.a_parts) + sums.with_ones) * b_tiles
     sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
     sums.at_once = sums.blocks == 1 and not sums.symmetric and not sums.out_wide
     lay_out_sums(sums, b_tiles)
