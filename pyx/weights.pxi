@@ -112,6 +112,9 @@ cdef void pack_panel(const Plan* plan, const Weights* weights, Py_ssize_t group,
     """Packs k in channels, as float32, for the out channels of one tile into a panel of their own."""
     cdef pack_t pack = tile_of_weights(plan, weights, group, tile, channel, k)
     pack.dst = panel
+    if packed_in_rows(plan, weights) and pack.count == pack.width:
+        plan.isa.pack_columns(panel, 0, pack.src, weights.in_step, k, pack.width, 1)
+        return
     if pack.count < pack.width:
         memset(panel, 0, pack.width * k * sizeof(float))
     plan.isa.pack(&pack)

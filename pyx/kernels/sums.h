@@ -50,37 +50,42 @@ static void add_totals(double *total, const double *more, ptrdiff_t n) {
     }
 }
 
+/* Copies VECTORS whole vectors of each of so many rows, and prefetches the same places some rows further. */
+INLINE void copy_columns(float *dst, ptrdiff_t width, const char *src, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t ahead,
+                         const int VECTORS) {
+    enum { LINE = 64 };
+    const int bytes = VECTORS * (int)sizeof(vec);
+    for (ptrdiff_t i = 0; i < rows; i++, src += step, dst += width) {
+        UNROLL for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(src + ahead + line);
+        if (bytes % LINE) __builtin_prefetch(src + ahead + bytes - 1);
+        UNROLL for (int v = 0; v < VECTORS; v++) store(dst + v * LANES, load(src + v * (ptrdiff_t)sizeof(vec)));
+    }
+}
+
 /* Copies channels, adjacent in memory, of k pixels (or weights of out channels, of k in channels) into panels
    [pixel][channel] of mr channels, a few pixels at a time, so that each is read as one stream. Whole vectors are copied
    where memory of the map lies behind a pixel's channels; the next pixel's overwrite what is too much. */
 static void pack_columns(float *dst, ptrdiff_t panel_floats, const char *src, ptrdiff_t step, ptrdiff_t k, ptrdiff_t mr,
                          ptrdiff_t panels) {
     enum { ONE = sizeof(float), ROWS = 8 };
-    const ptrdiff_t copied = (mr + LANES - 1) / LANES * LANES;
+    const ptrdiff_t vectors = (mr + LANES - 1) / LANES, copied = vectors * LANES;
     /* No vector reaches beyond its panel: the first pixels of the next one are there already. */
     const ptrdiff_t inside = k - (copied + mr - 1) / mr + 1;
-    const ptrdiff_t whole = step >= (copied - mr) * ONE ? smaller_of(inside, k - 1) : 0;
+    const ptrdiff_t whole = copied == mr ? k : step >= (copied - mr) * ONE ? smaller_of(inside, k - 1) : 0;
     for (ptrdiff_t first = 0; first < k; first += ROWS) {
-        const ptrdiff_t end = smaller_of(first + ROWS, k), fast = smaller_of(end, whole);
+        const ptrdiff_t end = smaller_of(first + ROWS, k);
+        const ptrdiff_t fast = vectors <= 4 ? larger_of(0, smaller_of(end, whole) - first) : 0;
         const ptrdiff_t ahead = smaller_of(ROWS, k - end) * step; /* the same columns of the next rows */
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
-            float *to = dst + panel * panel_floats;
-            const char *from = src + panel * mr * ONE;
-            ptrdiff_t i = first;
-            if (copied == LANES) {
-                for (; i < fast; i++) {
-                    __builtin_prefetch(from + i * step + ahead);
-                    store(to + i * mr, load(from + i * step));
-                }
-            } else if (copied == 2 * LANES) {
-                for (; i < fast; i++) {
-                    __builtin_prefetch(from + i * step + ahead);
-                    __builtin_prefetch(from + i * step + ahead + LANES * ONE);
-                    store(to + i * mr, load(from + i * step));
-                    store(to + i * mr + LANES, load(from + i * step + LANES * ONE));
-                }
+            float *to = dst + panel * panel_floats + first * mr;
+            const char *from = src + first * step + panel * mr * ONE;
+            switch (fast ? vectors : 0) {
+                case 1: copy_columns(to, mr, from, step, fast, ahead, 1); break;
+                case 2: copy_columns(to, mr, from, step, fast, ahead, 2); break;
+                case 3: copy_columns(to, mr, from, step, fast, ahead, 3); break;
+                case 4: copy_columns(to, mr, from, step, fast, ahead, 4); break;
             }
-            for (; i < end; i++) {
+            for (ptrdiff_t i = fast; i < end - first; i++) {
                 __builtin_prefetch(from + i * step + ahead);
                 copy_run((char *)(to + i * mr), from + i * step, mr);
             }
