@@ -76,9 +76,9 @@ def pointwise_conv_backward(
     """
     # No tuple of strides, which would be the same key as one of other numbers: True == 1 == 1.0, yet only 1 is valid.
     wanted = tuple(need) if type(need) is list else need
-    names = (stride, groups, layout, weight_layout, wanted, num_threads, backend)
-    if _are_plain(grad_y, x, weight) and type(stride) is int and _is_hashable(names):
-        product = _product_of_shapes(grad_y.shape, x.shape, weight.shape, *names)
+    key = (stride, groups, layout, weight_layout, wanted, num_threads, backend)
+    if _are_plain(grad_y, x, weight) and type(stride) is int and _is_hashable(key):
+        product = _product_of_shapes(grad_y.shape, x.shape, weight.shape, *key)
         if product is not None:
             return _gradients_of_product(product, grad_y, x, arguments.weight_matrix(weight, product.spec))
     options: dict[str, Any] = {

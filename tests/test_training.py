@@ -331,6 +331,23 @@ def test_need_selects_the_gradients(rng):
                     assert grad is None
 
 
+def test_equal_arguments_of_other_types(rng):
+    """A call is checked once for its shapes, but for each spelling of its arguments: True == 1 == 1.0."""
+    x, weight, grad_y = problem(rng, "NCHW")
+    expected = pwconv.pointwise_conv_backward(grad_y, x, weight, num_threads=1)
+    for need in (["x", "weight", "bias"], {"x", "weight", "bias"}, ("bias", "weight", "x")):
+        for gradient, same in zip(
+            pwconv.pointwise_conv_backward(grad_y, x, weight, num_threads=1, need=need), expected, strict=True
+        ):
+            np.testing.assert_array_equal(gradient, same)
+    for name in ("stride", "groups", "num_threads"):
+        for value in (True, 1.0, [True]):
+            with pytest.raises(TypeError, match=name):
+                pwconv.pointwise_conv_backward(grad_y, x, weight, **{name: value})
+    with pytest.raises(TypeError, match="name in need"):
+        pwconv.pointwise_conv_backward(grad_y, x, weight, need=(["x"],))
+
+
 @pytest.mark.parametrize("weight_layout", ["OI", "IO"])
 def test_shapes_of_kernels(rng, weight_layout):
     x, weight, grad_y = problem(rng, "NCHW")
