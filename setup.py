@@ -11,6 +11,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import setuptools
@@ -84,14 +85,16 @@ class BuildEngine(build_ext):
         compile_flags, link_flags = self.openmp_flags()
         ext.extra_compile_args += compile_flags
         ext.extra_link_args += link_flags
-        for source, flags in instruction_sets().items():
-            ext.extra_objects += self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
-                depends=ext.depends,
-                extra_postargs=spelled(COMMON_FLAGS + flags),
-            )
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for objects in pool.map(lambda item: self.compile_apart(ext, *item), instruction_sets().items()):
+                ext.extra_objects += objects
         super().build_extension(ext)
+
+    def compile_apart(self, ext: Extension, source: str, flags: list[str]) -> list[str]:
+        """Compiles the file of an instruction set; these take as long as all else together."""
+        return self.compiler.compile(
+            [source], output_dir=self.build_temp, depends=ext.depends, extra_postargs=spelled(COMMON_FLAGS + flags)
+        )
 
     def set_up_compiler(self) -> None:
         """Takes clang-cl in place of cl, and leaves out -g, which is among Python's own flags: it triples the size."""
