@@ -203,7 +203,7 @@ cdef inline void prefetch_rows(const Channels* side, Py_ssize_t channel, Py_ssiz
                                Py_ssize_t pixel, Py_ssize_t k, tile_t* tile) noexcept nogil:
     """Lets tiles prefetch channels of k pixels from `pixel` on, where a pixel's channels are adjacent.
 
-    No further than the last pixel: behind the map there may be no memory, and then a prefetch takes tens of cycles.
+    No further than the last pixel, for the reason in plan_prefetch().
     """
     cdef Place place
     channels = min(channels, side.count - channel % side.count)
@@ -623,10 +623,9 @@ cdef void plan_sums(Sums* sums, bint with_products, int threads) noexcept:
         b_tiles = ceil_div(sums.b_tiling.tiles, sums.b_parts)
         sums.parts = sums.groups * sums.a_parts * sums.b_parts
         sums.part_tiles = (ceil_div(sums.a_tiling.tiles, sums.a_parts) + sums.with_ones) * b_tiles
-    sums.kc = PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK
-    if not sums.a.pixels_adjacent:
-        sums.kc = min(sums.kc, <Py_ssize_t> SUM_BLOCK)  # so that the lines of a tile of A stay in cache
-    sums.kc = max(<Py_ssize_t> SUM_BLOCK, sums.kc)
+    sums.kc = SUM_BLOCK            # so that the lines of a tile of A stay in cache where it is packed, too
+    if sums.a.pixels_adjacent:
+        sums.kc = max(sums.kc, PACKED_SUMS // (b_tiles * sums.b_tiling.nr) // SUM_BLOCK * SUM_BLOCK)
     sums.threads = pwconv_startable(<int> min(<Py_ssize_t> threads, sums.parts * sums.segments), forked)
     sums.at_once = sums.blocks == 1 and not sums.symmetric and not sums.out_wide
     lay_out_sums(sums, b_tiles)

@@ -66,7 +66,7 @@ INLINE void ROWS(multiply_tile)(const rows_t *record, ptrdiff_t first, ptrdiff_t
                             ahead_step, VECTORS, MR, i + MR <= over);
     }
     for (; i < first + pixels; i++) {
-        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, ahead_of(&p, i), 0, VECTORS, 1, i < over);
+        ROWS(multiply_some)(&p, p.x + i * p.x_step, weights, out, p.y + i * p.y_step, p.ahead, 0, VECTORS, 1, i < over);
     }
 }
 
